@@ -1,0 +1,1 @@
+"""What every part shares: settings, specs, errors, storage, ids and logging. Imports nothing else of Hone."""

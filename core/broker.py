@@ -1,0 +1,48 @@
+"""The Celery application, shared by who sends hints (the API) and who receives them (the worker).
+
+A message is only a hint that there is work (docs/decisions/0002): it carries a job's id and nothing else, may be lost or
+doubled, and its result is not kept.
+"""
+
+from typing import Any
+
+from celery import Celery
+
+from core.settings import Settings
+
+HINT = "hone.hint"
+QUEUE = "hone"
+
+
+def make_celery(settings: Settings) -> Celery:
+    """A Celery application on the settings' broker, without a result backend."""
+    app = Celery("hone", broker=settings.resolved_redis_url)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # kombu before 5.7 ignored the health check; without one a dead connection is noticed after hours.
+        broker_transport_options={
+            "global_keyprefix": "hone:",
+            "health_check_interval": 25,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 10,
+            "socket_keepalive": True,
+        },
+        # One worker a GPU and no talk among them: events and gossip would only load the broker.
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+    )
+    return app
+
+
+def send_hint(app: Celery, job_id: str) -> None:
+    """Tell any worker that ``job_id`` waits. Raises kombu's OperationalError when the broker is away."""
+    options: dict[str, Any] = {"args": [job_id], "queue": QUEUE, "retry": False}
+    app.send_task(HINT, **options)

@@ -1,0 +1,306 @@
+"""Datasets: JSON lines into samples, each problem named by its line and field.
+
+Three formats, told apart by their keys; one file has one format:
+
+- chat: ``{"messages": [{"role", "content", "weight"?}, …]}``, ending with the assistant's answer;
+- completion: ``{"prompt", "completion"}``;
+- instruction: ``{"instruction", "input"?, "output"}``.
+
+The API checks an upload with this module and the worker reads it with the same, so what was accepted can be read.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from core.errors import DatasetError
+
+Role = Literal["system", "user", "assistant"]
+Format = Literal["chat", "completion", "instruction"]
+
+#: Keys that tell a format, the required ones first.
+_KEYS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "chat": (("messages",), ()),
+    "completion": (("prompt", "completion"), ()),
+    "instruction": (("instruction", "output"), ("input",)),
+}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. ``trained``: its tokens count in the loss. ``input``: an instruction's second part, if it has one."""
+
+    role: Role
+    content: str
+    trained: bool = False
+    input: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample: turns of which the last is the assistant's."""
+
+    messages: tuple[Message, ...]
+    format: Format
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one line (1-based), and what to do about it."""
+
+    line: int
+    field: str | None
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}" + (f", field '{self.field}'" if self.field else "")
+        return f"{where}: {self.reason}. {self.fix}"
+
+
+@dataclass
+class DatasetReport:
+    """What a check found. ``problems`` holds the first 20 of ``problem_count``."""
+
+    format: str | None = None
+    samples: int = 0
+    characters: int = 0
+    longest_line: int | None = None
+    problem_count: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem and keep it when it is among the first."""
+        self.problem_count += 1
+        if len(self.problems) < _SHOWN_PROBLEMS:
+            self.problems.append(problem)
+
+
+class _LineError(Exception):
+    """A line that can't be used: field, reason, fix."""
+
+    def __init__(self, field: str | None, reason: str, fix: str) -> None:
+        super().__init__(reason)
+        self.problem = (field, reason, fix)
+
+
+def read_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Split a stream into numbered lines in bounded memory; a longer line is cut to ``max_line_bytes + 1`` bytes."""
+    number, pending, skipping = 1, bytearray(), False
+    for chunk in chunks:
+        *complete, rest = chunk.split(b"\n")
+        for part in complete:
+            if not skipping:
+                pending += part
+            yield number, bytes(pending[: max_line_bytes + 1])
+            pending.clear()
+            number, skipping = number + 1, False
+        if not skipping:
+            pending += rest
+            skipping = len(pending) > max_line_bytes
+    if pending:
+        yield number, bytes(pending[: max_line_bytes + 1])
+
+
+def parse_line(raw: bytes, max_line_bytes: int) -> dict[str, Any]:
+    """One line as a JSON object whose texts can be stored and tokenized."""
+    if len(raw) > max_line_bytes:
+        raise _LineError(None, f"is longer than {max_line_bytes:,} bytes", "Split or shorten the sample.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _LineError(None, f"is not UTF-8 (byte {error.start + 1})", "Save the file as UTF-8.") from None
+    try:
+        record = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _LineError(
+            None, f"is not JSON ({error.msg}, column {error.colno})", "Write one JSON object a line."
+        ) from None
+    except RecursionError:
+        raise _LineError(None, "is nested too deeply", "Flatten the object.") from None
+    except ValueError as error:
+        raise _LineError(None, f"is not JSON ({error})", "Write one JSON object a line.") from None
+    if not isinstance(record, dict):
+        raise _LineError(None, f"is a JSON {type(record).__name__}, not an object", "Write one JSON object a line.")
+    return record
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _text(record: dict[str, Any], key: str, where: str, *, empty_ok: bool = False) -> str:
+    """A field that must be text: no lone surrogates, no NUL, not blank."""
+    value = record.get(key)
+    if not isinstance(value, str):
+        reason = "is missing" if key not in record else f"is {_json_type(value)}, not text"
+        raise _LineError(where, reason, f"Give '{key}' as a string.")
+    if not empty_ok and not value.strip():
+        raise _LineError(where, "is empty", "Fill it in or remove the line.")
+    if "\0" in value:
+        raise _LineError(where, "contains the character NUL", "Remove \\u0000 from the text.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _LineError(where, "contains half of a surrogate pair", "Write the whole character.") from None
+    return value
+
+
+def _json_type(value: Any) -> str:
+    names = {bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), "text")
+
+
+def _detect(record: dict[str, Any]) -> Format:
+    for name, (required, _) in _KEYS.items():
+        if required[0] in record:
+            return name
+    raise _LineError(
+        None,
+        f"has none of the known formats (keys: {', '.join(sorted(record)[:8]) or 'none'})",
+        "Use 'messages', or 'prompt' and 'completion', or 'instruction', 'input' and 'output'.",
+    )
+
+
+def to_sample(record: dict[str, Any], format: Format) -> Sample:
+    """A checked record as a sample."""
+    if format == "chat":
+        return Sample(_chat(record), "chat")
+    if format == "completion":
+        prompt = Message("user", _text(record, "prompt", "prompt"))
+        return Sample((prompt, Message("assistant", _text(record, "completion", "completion"), True)), "completion")
+    extra = _text(record, "input", "input", empty_ok=True) if record.get("input") is not None else ""
+    question = Message("user", _text(record, "instruction", "instruction"), input=extra.strip() or None)
+    return Sample((question, Message("assistant", _text(record, "output", "output"), True)), "instruction")
+
+
+def _chat(record: dict[str, Any]) -> tuple[Message, ...]:
+    turns = record["messages"]
+    if not isinstance(turns, list) or not turns:
+        raise _LineError("messages", "is not a list of messages", "Give at least a user's and an assistant's turn.")
+    messages = tuple(_turn(turn, f"messages[{index}]") for index, turn in enumerate(turns))
+    if messages[-1].role != "assistant":
+        raise _LineError(
+            f"messages[{len(messages) - 1}].role",
+            f"the last message is the {messages[-1].role}'s, so there is no completion",
+            "End with the assistant's answer.",
+        )
+    if not any(message.role == "user" for message in messages):
+        raise _LineError("messages", "has no user's message", "Put the question before the answer.")
+    if not any(message.trained for message in messages):
+        raise _LineError("messages", "gives every answer the weight 0", "Give at least one answer the weight 1.")
+    return messages
+
+
+def _turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, dict):
+        raise _LineError(where, f"is {_json_type(turn)}, not an object", "Give role and content.")
+    role = turn.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise _LineError(f"{where}.role", f"is {role!r:.40}", f"Use one of {', '.join(_ROLES)}.")
+    weight = turn.get("weight", 1)
+    if weight not in (0, 1) or isinstance(weight, bool):
+        raise _LineError(f"{where}.weight", f"is {weight!r:.40}", "Use 0 or 1.")
+    content = _text(turn, "content", f"{where}.content", empty_ok=role != "assistant")
+    known: Role = _ROLES[role]  # type: ignore[assignment]  # the values of _ROLES are Role's members
+    return Message(known, content, trained=known == "assistant" and weight == 1)
+
+
+def check_training(chunks: Iterable[bytes], max_line_bytes: int) -> DatasetReport:
+    """Read a whole training file and report every problem, in memory that does not grow with the file."""
+    report = DatasetReport()
+    longest = -1
+    for number, raw in read_lines(chunks, max_line_bytes):
+        if not raw.strip():
+            continue
+        try:
+            record = parse_line(raw, max_line_bytes)
+            _require_format(report, record)
+            sample = to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
+        except _LineError as error:
+            report.add(Problem(number, *error.problem))
+            continue
+        report.samples += 1
+        characters = sum(len(message.content) for message in sample.messages)
+        report.characters += characters
+        if characters > longest:
+            longest, report.longest_line = characters, number
+    return report
+
+
+def _require_format(report: DatasetReport, record: dict[str, Any]) -> None:
+    found = report.format or _detect(record)
+    missing = [key for key in _KEYS[found][0] if key not in record]  # type: ignore[index]  # a Format by now
+    if missing:
+        raise _LineError(missing[0], "is missing", f"This file's format is '{found}': every line needs it.")
+    report.format = found
+
+
+def check_items(chunks: Iterable[bytes], max_line_bytes: int) -> DatasetReport:
+    """Read a whole evaluation file: every line is ``{"item": {…}}``."""
+    report = DatasetReport(format="items")
+    for number, raw in read_lines(chunks, max_line_bytes):
+        if not raw.strip():
+            continue
+        try:
+            item = parse_line(raw, max_line_bytes).get("item")
+            if not isinstance(item, dict):
+                raise _LineError("item", f"is {_json_type(item)}, not an object", 'Write {"item": {…}} on each line.')
+            _storable(item, "item")
+        except _LineError as error:
+            report.add(Problem(number, *error.problem))
+            continue
+        report.samples += 1
+    return report
+
+
+def _storable(item: dict[str, Any], where: str) -> None:
+    """Every text directly in an item can be stored; anything nested is checked as JSON text."""
+    for key, value in item.items():
+        if isinstance(value, str):
+            _text(item, key, f"{where}.{key}"[:120], empty_ok=True)
+    try:
+        encoded = json.dumps(item, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, RecursionError):
+        raise _LineError(where, "contains text that can't be stored", "Remove lone surrogates.") from None
+    if b"\\u0000" in encoded:
+        raise _LineError(where, "contains the character NUL", "Remove \\u0000 from the text.")
+
+
+def require_usable(report: DatasetReport, filename: str) -> None:
+    """Raise DatasetError, naming the first problem, unless every line of the file can be used."""
+    if report.problem_count:
+        more = f" ({report.problem_count - 1} more)" if report.problem_count > 1 else ""
+        raise DatasetError(f"{filename}, {report.problems[0]}{more}", param="file", code="invalid_file_format")
+    if not report.samples:
+        raise DatasetError(
+            f"{filename} has no samples. Write one JSON object a line.", param="file", code="empty_file"
+        )
+
+
+def read_samples(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[Sample]:
+    """The samples of a file that was checked. Raises DatasetError at the first line that can't be used."""
+    report = DatasetReport()
+    for number, raw in read_lines(chunks, max_line_bytes):
+        if not raw.strip():
+            continue
+        try:
+            record = parse_line(raw, max_line_bytes)
+            _require_format(report, record)
+            yield to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
+        except _LineError as error:
+            raise DatasetError(str(Problem(number, *error.problem)), code="invalid_file_format") from None
+
+
+def read_items(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[dict[str, Any]]:
+    """The ``item`` objects of an evaluation file that was checked. Raises DatasetError as above."""
+    for number, raw in read_lines(chunks, max_line_bytes):
+        if not raw.strip():
+            continue
+        try:
+            yield parse_line(raw, max_line_bytes)["item"]
+        except (_LineError, KeyError) as error:
+            raise DatasetError(f"line {number}: {error}", code="invalid_file_format") from None

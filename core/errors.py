@@ -1,0 +1,72 @@
+"""One base error; each carries what OpenAI's error shape needs, and the API turns it into JSON in one place."""
+
+
+class HoneError(Exception):
+    """An error that a user can act on.
+
+    Attributes:
+        message: says where, what is wrong, and what to do.
+        status: HTTP status when it reaches the API.
+        type: OpenAI's error type.
+        param: the request's field that is at fault, if one is.
+        code: a word for programs.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep every field when the error crosses a process."""
+        return _rebuild, (type(self), self.message, self.param, self.code)
+
+
+def _rebuild(cls: type[HoneError], message: str, param: str | None, code: str | None) -> HoneError:
+    return cls(message, param=param, code=code)
+
+
+class InvalidRequestError(HoneError):
+    """The request can't be carried out as it stands."""
+
+
+class AuthenticationError(HoneError):
+    """No key, or one that is not known."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class NotFoundError(HoneError):
+    """No such thing, or another project's."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class TooLargeError(HoneError):
+    """A body or a file over the limit."""
+
+    status = 413
+
+
+class UnavailableError(HoneError):
+    """A part that the request needs can't be reached at the moment."""
+
+    status = 503
+    type = "server_error"
+
+
+class DatasetError(InvalidRequestError):
+    """A dataset that can't be used; the message names the line and the field."""
+
+
+class TrainingError(HoneError):
+    """A job that can't go on for a reason that trying again would not mend."""
+
+    status = 500
+    type = "server_error"

@@ -1,0 +1,23 @@
+"""Ids: a prefix that says what it is, then a ULID, so that ids sort by the time they were made."""
+
+import secrets
+from typing import Literal
+
+from ulid import LaxMonotonicPolicy, ULIDGenerator
+
+Prefix = Literal[
+    "proj_", "key_", "file-", "ftjob-", "ftevent-", "ftckpt-", "eval_", "evalrun_", "outputitem_", "outbox_", "req_"
+]
+
+# Within one process ids rise even inside one millisecond; the events of a transaction keep their order.
+_generator = ULIDGenerator(policy=LaxMonotonicPolicy())
+
+
+def new_id(prefix: Prefix) -> str:
+    """A new id, such as ``ftjob-01jd3x…``: 26 lower-case characters after the prefix."""
+    return prefix + str(_generator.generate()).lower()
+
+
+def new_key() -> str:
+    """A new API key with 256 random bits."""
+    return "hone-" + secrets.token_urlsafe(32)

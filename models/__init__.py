@@ -1,0 +1,1 @@
+"""The database: tables, sessions, and the lifecycle of a job. Imports core."""

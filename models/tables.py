@@ -1,0 +1,241 @@
+"""The tables. Every row that a user can reach carries its project's id."""
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from core.ids import new_id
+from models.base import Base, db_now
+from models.status import JobKind, JobStatus
+
+Json = dict[str, Any]
+
+
+def _created_at() -> Mapped[float]:
+    return mapped_column(Double, default=db_now())
+
+
+class Project(Base):
+    """A tenant. Keys open one project; another project's rows do not exist for it."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("proj_"))
+    name: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[float] = _created_at()
+
+
+class ApiKey(Base):
+    """A key, kept as its SHA-256: keys have 256 random bits, so a slow hash would protect nothing."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("key_"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(128))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    hint: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float] = _created_at()
+    revoked_at: Mapped[float | None]
+
+
+class File(Base):
+    """An uploaded or produced file. ``storage_key`` is Hone's; ``filename`` is only shown."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_project_id_id", "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("file-"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    filename: Mapped[str] = mapped_column(String(512))
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    storage_key: Mapped[str] = mapped_column(String(512))
+    status: Mapped[str] = mapped_column(String(16), default="processed")
+    status_details: Mapped[str | None] = mapped_column(Text)
+    #: What the check of a dataset found (core.dataset.DatasetReport).
+    report: Mapped[Json | None]
+    #: The job that produced the file, and its place in ``result_files``.
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
+    created_at: Mapped[float] = _created_at()
+    expires_at: Mapped[float | None]
+
+
+class Job(Base):
+    """A fine-tune or an evaluation. Only ``models.lifecycle`` writes ``status`` and the lease."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_project_id_kind_id", "project_id", "kind", "id"),
+        # What a claim reads: the queue in its order.
+        Index("ix_jobs_status_priority_id", "status", "priority", "id"),
+        # What the reaper reads.
+        Index("ix_jobs_status_lease_expires_at", "status", "lease_expires_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    kind: Mapped[JobKind] = mapped_column(String(16))
+    status: Mapped[JobStatus] = mapped_column(String(32))
+    model: Mapped[str] = mapped_column(String(256))
+    #: What was asked for (core.specs), frozen.
+    spec: Mapped[Json]
+    #: The settings as they run (core.resolve.Resolved), once the worker knows.
+    resolved: Mapped[Json | None]
+    #: Figures of the run: model report, dataset statistics, hardware; of an evaluation, the scores.
+    report: Mapped[Json | None]
+    labels: Mapped[Json | None]
+    created_at: Mapped[float] = _created_at()
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    estimated_finish: Mapped[float | None]
+    fine_tuned_model: Mapped[str | None] = mapped_column(String(256))
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    step: Mapped[int] = mapped_column(Integer, default=0)
+    total_steps: Mapped[int | None]
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    error_param: Mapped[str | None] = mapped_column(String(128))
+
+    #: Lower runs first; within one priority, in order of arrival.
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    #: Rises with every claim. A worker's write carries the epoch of its claim, so a replaced worker can't write.
+    lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
+    lease_expires_at: Mapped[float | None]
+    last_progress_at: Mapped[float | None]
+    cancel_requested_at: Mapped[float | None]
+
+
+class JobEvent(Base):
+    """What happened to a job, in order; never changed."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("ftevent-"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[float] = _created_at()
+    level: Mapped[str] = mapped_column(String(8), default="info")
+    type: Mapped[str] = mapped_column(String(16), default="message")
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[Json | None]
+
+
+class StepMetric(Base):
+    """The figures of one optimizer step; a later attempt that repeats the step replaces them."""
+
+    __tablename__ = "step_metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = _created_at()
+    train_loss: Mapped[float | None]
+    train_accuracy: Mapped[float | None]
+    valid_loss: Mapped[float | None]
+    valid_mean_token_accuracy: Mapped[float | None]
+    learning_rate: Mapped[float | None]
+    grad_norm: Mapped[float | None]
+    tokens_per_second: Mapped[float | None]
+    epoch: Mapped[float | None]
+
+
+class Checkpoint(Base):
+    """A step's adapter and optimizer, one zip in storage. The row is the commit: without it, there is no checkpoint."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("ftckpt-"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    step: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = _created_at()
+    storage_key: Mapped[str] = mapped_column(String(512))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    metrics: Mapped[Json]
+
+
+class FineTunedModel(Base):
+    """A fine-tuned model: the adapter zip of a job that succeeded."""
+
+    __tablename__ = "models"
+    __table_args__ = (Index("ix_models_project_id_created_at", "project_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(256), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    base_model: Mapped[str] = mapped_column(String(256))
+    prompt_template: Mapped[str] = mapped_column(String(16))
+    adapter_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[float] = _created_at()
+
+
+class Eval(Base):
+    """An evaluation's definition: what an item looks like and by what it is judged."""
+
+    __tablename__ = "evals"
+    __table_args__ = (Index("ix_evals_project_id_id", "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("eval_"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(256))
+    data_source_config: Mapped[Json]
+    #: ``{"criteria": [...]}``: JSON columns hold objects.
+    testing_criteria: Mapped[Json]
+    labels: Mapped[Json | None]
+    created_at: Mapped[float] = _created_at()
+    updated_at: Mapped[float | None]
+
+
+class EvalRun(Base):
+    """One run of an eval; its status and its scores are its job's."""
+
+    __tablename__ = "eval_runs"
+    __table_args__ = (Index("ix_eval_runs_eval_id_id", "eval_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("evalrun_"))
+    eval_id: Mapped[str] = mapped_column(ForeignKey("evals.id", ondelete="CASCADE"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    name: Mapped[str] = mapped_column(String(256))
+    data_source: Mapped[Json]
+    labels: Mapped[Json | None]
+    created_at: Mapped[float] = _created_at()
+
+
+class EvalOutputItem(Base):
+    """One item of a run: prompt, answer and scores, and the base's beside them."""
+
+    __tablename__ = "eval_output_items"
+    __table_args__ = (UniqueConstraint("run_id", "position"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("outputitem_"))
+    run_id: Mapped[str] = mapped_column(ForeignKey("eval_runs.id", ondelete="CASCADE"))
+    position: Mapped[int] = mapped_column(Integer)
+    status: Mapped[str] = mapped_column(String(8))
+    item: Mapped[Json]
+    #: ``{"results": [...]}``, one entry a criterion.
+    results: Mapped[Json]
+    sample: Mapped[Json]
+    base: Mapped[Json | None]
+    created_at: Mapped[float] = _created_at()
+
+
+class OutboxMessage(Base):
+    """Something to tell the outside, written with the change that it tells of and sent after the commit."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("ix_outbox_sent_at_id", "sent_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("outbox_"))
+    kind: Mapped[str] = mapped_column(String(16))
+    payload: Mapped[Json]
+    created_at: Mapped[float] = _created_at()
+    sent_at: Mapped[float | None]
+
+
+metadata: MetaData = Base.metadata

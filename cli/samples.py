@@ -1,10 +1,10 @@
 """The demo's data: functions out of the Python standard library on this machine, as instruction -> code samples.
 
 A sample asks for a function by its signature, its class if it has one, and its docstring up to the first doctest; the
-answer is the function's source, dedented. The docstring is taken out of the answer: a model would copy it from the question,
-and copied text would be counted as code that was written. Left out, because nothing could be learned or scored: functions
-inside functions (they lean on variables that the question does not show) and stubs (nothing but ``pass``, ``...``, the
-return of a constant or ``raise NotImplementedError``).
+answer is the function's source, dedented. The docstring is taken out of the answer: a model would copy it from the
+question, and copied text would be counted as code that was written. Left out, because nothing could be learned or
+scored: functions inside functions (they lean on variables that the question does not show) and stubs (nothing but
+``pass``, ``...``, the return of a constant or ``raise NotImplementedError``).
 
 On CPython 3.11 there are 5,628 samples; question and answer together have a median of 437 characters.
 """

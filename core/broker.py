@@ -1,7 +1,7 @@
 """The Celery application, shared by who sends hints (the API) and who receives them (the worker).
 
-A message is only a hint that there is work (docs/decisions/0002): it carries a job's id and nothing else, may be lost or
-doubled, and its result is not kept.
+A message is only a hint that there is work (docs/decisions/0002): it carries a job's id and nothing else, may be lost
+or doubled, and its result is not kept.
 """
 
 from typing import Any

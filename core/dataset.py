@@ -276,9 +276,7 @@ def require_usable(report: DatasetReport, filename: str) -> None:
         more = f" ({report.problem_count - 1} more)" if report.problem_count > 1 else ""
         raise DatasetError(f"{filename}, {report.problems[0]}{more}", param="file", code="invalid_file_format")
     if not report.samples:
-        raise DatasetError(
-            f"{filename} has no samples. Write one JSON object a line.", param="file", code="empty_file"
-        )
+        raise DatasetError(f"{filename} has no samples. Write one JSON object a line.", param="file", code="empty_file")
 
 
 def read_samples(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[Sample]:

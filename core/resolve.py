@@ -59,10 +59,11 @@ def lora_learning_rate(hidden_size: int) -> float:
     """Learning rate for LoRA with Adam, by the model's width.
 
     5e-5 for full tuning at width 2,000, falling with the width's 0.781st power, times 10 for LoRA: the fit for Llama
-    models published with Thinking Machines' "LoRA Without Regret" (2025). It gives 1.3e-3 at width 576 (SmolLM2-135M) and
-    2.9e-4 at width 4,096 (Llama-2-7B). Two digits are kept: the optimum is flat.
+    models published with Thinking Machines' "LoRA Without Regret" (2025). It gives 1.3e-3 at width 576 (SmolLM2-135M)
+    and 2.9e-4 at width 4,096 (Llama-2-7B). Two digits are kept: the optimum is flat. Below width 340 the fit would
+    pass 2e-3, where it has not been seen to hold.
     """
-    rate = 5e-5 * 10 * (2000 / hidden_size) ** 0.781
+    rate = min(2e-3, 5e-5 * 10 * (2000 / hidden_size) ** 0.781)
     return float(f"{rate:.1e}")
 
 
@@ -79,7 +80,9 @@ def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
     asked, training, data = spec.hyperparameters, spec.hone.training, spec.hone.data
     n_epochs = pick("hyperparameters.n_epochs", asked.n_epochs, *_epochs(facts.train_samples))
     batch_size = pick("hyperparameters.batch_size", asked.batch_size, *_batch_size(facts.train_samples))
-    multiplier = pick("hyperparameters.learning_rate_multiplier", asked.learning_rate_multiplier, 1.0, "the rate as it is")
+    multiplier = pick(
+        "hyperparameters.learning_rate_multiplier", asked.learning_rate_multiplier, 1.0, "the rate as it is"
+    )
     total_steps = math.ceil(facts.train_samples / batch_size) * n_epochs
     total_steps = min(total_steps, training.max_steps or total_steps)
     every = max(1, total_steps // 10)
@@ -93,13 +96,13 @@ def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
             "training.learning_rate",
             training.learning_rate,
             lora_learning_rate(facts.hidden_size),
-            f"5e-4 x (2000 / width {facts.hidden_size})^0.781, the published fit for LoRA on Llama models",
+            f"5e-4 x (2000 / width {facts.hidden_size})^0.781, published for LoRA on Llama; at most 2e-3",
         ),
         warmup_steps=pick(
             "training.warmup_steps",
             training.warmup_steps,
-            min(10, math.ceil(0.03 * total_steps)),
-            f"3 % of {total_steps} steps, at most 10",
+            min(10, int(0.03 * total_steps)),
+            f"3 % of {total_steps} steps, at most 10; a warm-up wastes its first step, so short runs do without",
         ),
         total_steps=total_steps,
         eval_steps=pick("training.eval_steps", training.eval_steps, every, "ten times in the job"),
@@ -138,7 +141,10 @@ def _length(facts: Facts) -> tuple[int, str]:
     rounded = max(64, math.ceil(facts.p90_tokens / 64) * 64)
     if rounded > facts.context_length:
         return facts.context_length, "the base model's context, which is shorter than the 90th percentile"
-    return rounded, f"90th percentile of {facts.p90_tokens} tokens, rounded up to 64; the longest has {facts.longest_tokens:,}"
+    return (
+        rounded,
+        f"90th percentile of {facts.p90_tokens} tokens, rounded up to 64; the longest has {facts.longest_tokens:,}",
+    )
 
 
 def _microbatch(batch_size: int, facts: Facts) -> tuple[int, str]:

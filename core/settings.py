@@ -18,7 +18,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(None, description="First key, stored (hashed) when no key exists yet.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; unset: a SQLite file under `home`.")
     redis_url: str | None = Field(None, description="Redis or Valkey URL; unset: a Valkey that Hone starts itself.")
-    storage_url: str | None = Field(None, description="s3://, gs://, az:// or file:// URL; unset: a folder under `home`.")
+    storage_url: str | None = Field(
+        None, description="s3://, gs://, az:// or file:// URL; unset: a folder under `home`."
+    )
     catalogue: Path | None = Field(None, description="TOML file of the base models that requests may name.")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free port.")

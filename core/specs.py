@@ -29,7 +29,9 @@ class LoraSpec(Spec):
 
     r: int = Field(16, ge=1, le=256, description="Rank. 16 on every linear layer matches full tuning on small data.")
     alpha: int = Field(32, ge=1, le=1024, description="Scale: the update is multiplied by alpha / r; twice r is usual.")
-    dropout: float = Field(0.0, ge=0, le=0.9, description="Dropout on the adapter's input. 0: one epoch seldom overfits.")
+    dropout: float = Field(
+        0.0, ge=0, le=0.9, description="Dropout on the adapter's input. 0: one epoch seldom overfits."
+    )
     target_modules: Literal["all-linear"] | Annotated[tuple[LinearLayer, ...], Field(min_length=1)] = Field(
         "all-linear", description="Layers that get an adapter. All of them: QLoRA (arXiv 2305.14314) needs it."
     )
@@ -69,8 +71,12 @@ class TrainingSpec(Spec):
         "auto", description="Samples in one forward pass; gradients accumulate up to batch_size."
     )
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Stop after this many optimizer steps.")
-    eval_steps: Auto | Annotated[int, Field(ge=1)] = Field("auto", description="Validation every N steps. Auto: 10 times.")
-    save_steps: Auto | Annotated[int, Field(ge=1)] = Field("auto", description="Checkpoint every N steps. Auto: 10 times.")
+    eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Validation every N steps. Auto: 10 times."
+    )
+    save_steps: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Checkpoint every N steps. Auto: 10 times."
+    )
 
 
 class DataSpec(Spec):
@@ -79,7 +85,9 @@ class DataSpec(Spec):
     prompt_template: Auto | PromptTemplate = Field(
         "auto", description="Auto: the model's own chat template, else llama2 for Llama-2, else alpaca."
     )
-    system_prompt: str | None = Field(None, max_length=8192, description="Put before samples that have none of their own.")
+    system_prompt: str | None = Field(
+        None, max_length=8192, description="Put before samples that have none of their own."
+    )
     max_seq_length: Auto | Annotated[int, Field(ge=16, le=131_072)] = Field(
         "auto", description="Tokens; longer samples are cut. Auto: the 90th percentile rounded up to 64."
     )
@@ -164,5 +172,3 @@ class EvaluationSpec(Spec):
     sampling: SamplingSpec = SamplingSpec()
     prompt_template: Auto | PromptTemplate = "auto"
     compare_base: bool = Field(True, description="Answer with the base as well, when `model` is a fine-tune.")
-
-

@@ -6,11 +6,13 @@ from core.settings import get_settings
 from models.database import Database
 from models.tables import metadata
 
-# Any number: the same in every process that migrates. Held on PostgreSQL, so that two containers that start at once take turns.
+# Any number: the same in every process that migrates. Held on PostgreSQL, so that two containers that start at once
+# take turns.
 MIGRATION_LOCK = 4_866_526
 
 
 def run() -> None:
+    """Migrate the database on one connection."""
     url = context.config.attributes.get("database_url") or get_settings().resolved_database_url
     database = Database(url)
     try:

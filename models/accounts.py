@@ -38,9 +38,7 @@ def authenticate(session: Session, key: str) -> str:
         select(ApiKey.project_id).where(ApiKey.sha256 == hash_key(key), ApiKey.revoked_at.is_(None))
     ).scalar_one_or_none()
     if found is None:
-        raise AuthenticationError(
-            "Incorrect API key provided. `hone keys create` makes one.", code="invalid_api_key"
-        )
+        raise AuthenticationError("Incorrect API key provided. `hone keys create` makes one.", code="invalid_api_key")
     return found
 
 

@@ -1,6 +1,6 @@
 """The declarative base, and the database's clock."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import JSON, Double, MetaData
 from sqlalchemy.dialects.postgresql import JSONB
@@ -22,7 +22,9 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")}
+    type_annotation_map: ClassVar = {
+        dict[str, Any]: JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+    }
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - named like the SQL function that it is

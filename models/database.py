@@ -16,8 +16,8 @@ OUTBOX_WRITTEN = "outbox_written"
 class Database:
     """A database by URL.
 
-    ``read()`` and ``write()`` differ on SQLite alone: a write takes the lock at its start (BEGIN IMMEDIATE), because a read
-    that turns into a write fails at once, whatever the busy timeout.
+    ``read()`` and ``write()`` differ on SQLite alone: a write takes the lock at its start (BEGIN IMMEDIATE), because a
+    read that turns into a write fails at once, whatever the busy timeout.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,7 +54,8 @@ class Database:
 def _sqlite(url: str) -> Engine:
     if database := make_url(url).database:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
-    # Seconds that a writer waits for another: far above the longest transaction (some 50 ms), below any client's patience.
+    # Seconds that a writer waits for another: far above the longest transaction (some 50 ms), below any client's
+    # patience.
     engine = create_engine(url, connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")

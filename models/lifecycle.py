@@ -5,14 +5,14 @@
             v             v  |_______|  (lease lost, or the worker was told to stop)
           failed      cancelled
 
-Every move is one UPDATE guarded by the present status, and writes an event in the same transaction. A worker's writes are
-guarded by the epoch of its claim as well: once another worker has claimed the job, they match no row.
+Every move is one UPDATE guarded by the present status, and writes an event in the same transaction. A worker's writes
+are guarded by the epoch of its claim as well: once another worker has claimed the job, they match no row.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, select, true, update
+from sqlalchemy import ColumnElement, CursorResult, Result, and_, delete, func, select, true, update
 from sqlalchemy.orm import Session
 
 from core.errors import HoneError, InvalidRequestError, NotFoundError
@@ -69,7 +69,12 @@ def _move(
         .execution_options(synchronize_session=False)
     )
     session.expire_all()
-    return changed.rowcount == 1  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+    return _matched(changed) == 1
+
+
+def _matched(result: Result[Any]) -> int:
+    assert isinstance(result, CursorResult)  # as every UPDATE's is
+    return result.rowcount
 
 
 _RELEASED: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
@@ -125,7 +130,7 @@ def cancel(session: Session, job: Job) -> None:
         .execution_options(synchronize_session=False)
     )
     session.expire_all()
-    if asked.rowcount == 1:  # type: ignore[attr-defined]  # as above
+    if _matched(asked) == 1:
         add_event(session, job.id, "Cancellation requested")
         return
     raise InvalidRequestError(
@@ -194,7 +199,7 @@ def write_as(session: Session, claim: Claim, **values: Any) -> Job:
         .values(**(values or {"lease_epoch": claim.epoch}))
         .execution_options(synchronize_session=False)
     )
-    if changed.rowcount != 1:  # type: ignore[attr-defined]  # as above
+    if _matched(changed) != 1:
         raise LeaseLostError(claim.job_id)
     session.expire_all()
     return session.get_one(Job, claim.job_id)
@@ -234,9 +239,7 @@ def record_step(
 def record_checkpoint(session: Session, claim: Claim, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint whose zip is in storage; one of an earlier attempt at the same step gives way."""
     write_as(session, claim)
-    session.execute(
-        delete(Checkpoint).where(Checkpoint.job_id == claim.job_id, Checkpoint.step == checkpoint.step)
-    )
+    session.execute(delete(Checkpoint).where(Checkpoint.job_id == claim.job_id, Checkpoint.step == checkpoint.step))
     session.add(checkpoint)
     add_event(session, claim.job_id, f"Checkpoint created at step {checkpoint.step}")
 

@@ -18,7 +18,9 @@ from models.database import Database
 # Tests never look at the developer's own settings, and never ask a hub.
 for name in [name for name in os.environ if name.startswith("HONE_")]:
     del os.environ[name]
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES=os.environ.get("HONE_TEST_GPU", ""))
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES=os.environ.get("HONE_TEST_GPU", "")
+)
 
 
 @pytest.fixture(scope="session")

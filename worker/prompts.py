@@ -1,8 +1,8 @@
 """Prompts: a sample's turns into tokens, and which of them count in the loss.
 
 A template renders turns into segments, each trained or not; segments are tokenized one by one, so that the prompt of an
-evaluation has exactly the tokens that the same prompt had in training. The tokenizer adds nothing of its own: the beginning
-token stands once at most, and every trained answer ends with the end-of-sequence token, which is trained too.
+evaluation has exactly the tokens that the same prompt had in training. The tokenizer adds nothing of its own: the
+beginning token stands once at most, and every trained answer ends with the end-of-sequence token, which is trained too.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ def _encode(segments: list[Segment], tokenizer: PreTrainedTokenizerBase) -> Enco
 
 def _begin_token(segments: list[Segment], tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The beginning token, if this tokenizer starts texts with one and the template has not written it already."""
-    begin = tokenizer.bos_token_id
+    begin: int | None = tokenizer.bos_token_id
     if begin is None or tokenizer.encode("a")[:1] != [begin] or segments[0].text.startswith(tokenizer.bos_token):
         return None
     return begin
@@ -91,7 +91,7 @@ def _render(
 
 
 def _chat(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, *, open_answer: bool) -> list[Segment]:
-    """Render with the tokenizer's template; an answer's segment is what the template adds for it up to the end token."""
+    """Render with the tokenizer's template; an answer is what the template adds for it, up to the end token."""
     turns = [{"role": turn.role, "content": _joined(turn)} for turn in messages]
     segments: list[Segment] = []
     done = ""
@@ -102,8 +102,8 @@ def _chat(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, *, 
         answer = _apply(tokenizer, turns[: index + 1], open_answer=False)
         if not (prompt.startswith(done) and answer.startswith(prompt)):
             raise TrainingError(
-                f"The model's chat template rewrites earlier turns, so answer {index} of a sample can't be told from its "
-                "prompt. Keep one answer a sample, or choose another hone.data.prompt_template.",
+                f"The model's chat template rewrites earlier turns, so answer {index} of a sample can't be told "
+                "from its prompt. Keep one answer a sample, or choose another hone.data.prompt_template.",
                 code="template_not_prefix_stable",
                 param="hone.data.prompt_template",
             )
@@ -159,9 +159,7 @@ def _alpaca(messages: tuple[Message, ...], *, open_answer: bool) -> list[Segment
             continue
         opening = f"{lead}\n\n" if index == 0 else "\n\n"
         extra = "" if turn.input is None else f"### Input:\n{turn.input}\n\n"
-        segments.append(
-            Segment(f"{opening}### Instruction:\n{turn.content}\n\n{extra}### Response:\n", trained=False)
-        )
+        segments.append(Segment(f"{opening}### Instruction:\n{turn.content}\n\n{extra}### Response:\n", trained=False))
     return segments
 
 

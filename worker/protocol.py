@@ -77,7 +77,7 @@ class Started(_Frozen):
 
 
 class Step(_Frozen):
-    """The figures of a step: names as in ``models.tables.StepMetric``. A step may come twice: training, then validation."""
+    """A step's figures, named as in ``models.tables.StepMetric``. A step may come twice: training, validation."""
 
     type: Literal["step"] = "step"
     step: int

@@ -1,0 +1,139 @@
+"""What a fine-tune leaves behind: one zip with the adapter and its papers, and the step metrics as CSV beside it."""
+
+import csv
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from core.resolve import Resolved
+from worker.checkpoints import write_manifest
+from worker.plots import plot_lengths, plot_loss
+from worker.protocol import TrainingInput
+
+#: OpenAI's columns first, as its result files have them, then ours.
+CSV_COLUMNS = (
+    "step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy",
+    "learning_rate", "grad_norm", "tokens_per_second", "epoch",
+)  # fmt: skip
+
+History = Mapping[int, Mapping[str, float]]
+
+
+def write_artifacts(
+    folder: Path,
+    *,
+    job: TrainingInput,
+    resolved: Resolved,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    history: History,
+    lengths: list[int],
+    record: dict[str, Any],
+) -> None:
+    """Write ``step_metrics.csv`` and ``adapter.zip`` into ``folder``. ``record`` goes into the manifest."""
+    adapter = folder / "adapter"
+    model.save_pretrained(adapter, safe_serialization=True)
+    tokenizer.save_pretrained(adapter)
+    write_step_metrics(history, adapter / "step_metrics.csv")
+    plot_loss(history, adapter / "loss.png", title=f"{job.spec.model}: {resolved.total_steps} steps of QLoRA")
+    plot_lengths(lengths, resolved.max_seq_length, adapter / "lengths.png")
+    (adapter / "README.md").write_text(model_card(job, resolved, history, record), encoding="utf-8")
+    write_manifest(adapter, record)
+    zip_folder(adapter, folder / "adapter.zip")
+    shutil.copy(adapter / "step_metrics.csv", folder)
+    shutil.rmtree(adapter)
+
+
+def write_step_metrics(history: History, path: Path) -> None:
+    """One row a step from 1 on; a figure that a step does not have is left empty."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for step, row in sorted(history.items()):
+            if step > 0:
+                writer.writerow([step, *(row.get(column, "") for column in CSV_COLUMNS[1:])])
+
+
+def zip_folder(folder: Path, path: Path) -> None:
+    """Store a folder's files in a zip, uncompressed (weights do not shrink) and undated: same in, same out."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(folder.iterdir()):
+            entry = zipfile.ZipInfo(file.name, date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(entry, "w", force_zip64=True) as target, file.open("rb") as source:
+                while chunk := source.read(2**20):
+                    target.write(chunk)
+
+
+_CARD = """\
+---
+library_name: peft
+base_model: {base_model}
+tags: [lora, qlora, hone]
+---
+
+# {fine_tuned_model}
+
+A LoRA adapter for `{base_model}`, trained by Hone in job `{job_id}`.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained(BASE)  # the base model's folder or repository
+model = PeftModel.from_pretrained(base, "adapter")  # the folder this file lies in
+tokenizer = AutoTokenizer.from_pretrained("adapter")
+```
+
+## How it was made
+
+- {samples:,} samples, {tokens:,} tokens an epoch, cut at {cut}; prompt template `{template}`
+- {steps} steps of {batch} samples, {epochs} epoch(s), learning rate {rate:g}, seed {seed}
+- LoRA r={r}, alpha={alpha}, dropout={dropout:g}; base in {quantization}, compute in {precision}
+- {trainable:,} of {parameters:,} parameters trained ({percent:.2f} %)
+{losses}
+
+`manifest.json` has every setting, version and hash. It was trained against the 4-bit base: merge it into that, dequantized,
+for exactly these losses.
+"""
+
+
+def model_card(job: TrainingInput, resolved: Resolved, history: History, record: dict[str, Any]) -> str:
+    """The adapter's README.md: what it is, how to use it, how it was made."""
+    data, model, lora = record["dataset"], record["model"], job.spec.hone.lora
+    return _CARD.format(
+        base_model=job.spec.model,
+        fine_tuned_model=job.fine_tuned_model,
+        job_id=job.job_id,
+        samples=data["train_samples"],
+        tokens=data["tokens_per_epoch"],
+        cut=resolved.max_seq_length,
+        template=resolved.prompt_template,
+        steps=resolved.total_steps,
+        batch=resolved.batch_size,
+        epochs=resolved.n_epochs,
+        rate=resolved.learning_rate,
+        seed=job.spec.seed,
+        r=lora.r,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        quantization=job.spec.hone.quantization.type,
+        precision=resolved.precision,
+        trainable=model["trainable_parameters"],
+        parameters=model["parameters"],
+        percent=model["trainable_percent"],
+        losses="\n".join(_first_and_last(history)),
+    )
+
+
+def _first_and_last(history: History) -> list[str]:
+    lines = []
+    for column, name in (("train_loss", "training"), ("valid_loss", "validation")):
+        values = [row[column] for _, row in sorted(history.items()) if column in row]
+        if values:
+            lines.append(f"- {name} loss {values[0]:.3f} → {values[-1]:.3f}")
+    return lines

@@ -1,0 +1,137 @@
+"""Callbacks: what the trainer tells the worker, and how the worker stops it."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from core.errors import TrainingError
+from worker.protocol import LineWriter, Saved, Step
+
+#: Trainer's names for what ``models.tables.StepMetric`` holds.
+_TRAIN_NAMES = {
+    "loss": "train_loss",
+    "mean_token_accuracy": "train_accuracy",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "epoch": "epoch",
+}
+_VALID_NAMES = {"eval_loss": "valid_loss", "eval_mean_token_accuracy": "valid_mean_token_accuracy"}
+
+
+class StopRequest:
+    """Whether this process was asked to stop; SIGTERM asks."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def listen(self) -> None:
+        """Take SIGTERM as the request."""
+        signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
+
+    @property
+    def asked(self) -> bool:
+        """True from the request on."""
+        return self._asked.is_set()
+
+
+class StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Ends training at the end of a step, with a checkpoint, once a stop was requested."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop."""
+        if self._stop.asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Sends each step's figures and each checkpoint to the worker, and keeps the figures for the artifacts."""
+
+    def __init__(self, lines: LineWriter, total_steps: int) -> None:
+        self._lines = lines
+        self._total_steps = total_steps
+        self._started_at = 0.0
+        self._first_step = 0
+        self._step_started_at = 0.0
+        self._tokens = 0
+        #: Figures by step.
+        self.history: dict[int, dict[str, float]] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock; a resumed run brings the figures of the steps before."""
+        self._started_at = self._step_started_at = time.monotonic()
+        self._first_step, self._tokens = state.global_step, int(state.num_input_tokens_seen)
+        for entry in state.log_history:
+            self._keep(int(entry["step"]), entry)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the step's clock, so that validation and saving do not count into its speed."""
+        self._step_started_at = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Send what was logged. Raises TrainingError when the loss is no number any more."""
+        logs = logs or {}
+        metrics = self._keep(state.global_step, logs)
+        if not metrics:
+            return
+        if "loss" in logs:
+            now, tokens = time.monotonic(), int(state.num_input_tokens_seen)
+            metrics["tokens_per_second"] = (tokens - self._tokens) / max(now - self._step_started_at, 1e-9)
+            self.history[state.global_step] |= metrics
+            self._tokens = tokens
+        _require_finite(state.global_step, metrics)
+        self._lines.send(
+            Step(
+                step=state.global_step,
+                total_steps=self._total_steps,
+                metrics=metrics,
+                seconds_left=self._seconds_left(state.global_step),
+            )
+        )
+
+    def _keep(self, step: int, logs: Mapping[str, Any]) -> dict[str, float]:
+        names = _TRAIN_NAMES if "loss" in logs else _VALID_NAMES
+        metrics = {name: float(logs[key]) for key, name in names.items() if key in logs}
+        if metrics:
+            self.history.setdefault(step, {}).update(metrics)
+        return metrics
+
+    def _seconds_left(self, step: int) -> float | None:
+        done = step - self._first_step
+        if done <= 0:
+            return None
+        return (time.monotonic() - self._started_at) / done * (self._total_steps - step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tell of a sealed checkpoint."""
+        step = state.global_step
+        self._lines.send(Saved(step=step, folder=f"checkpoint-{step}", metrics=self.history.get(step, {})))
+
+
+def _require_finite(step: int, metrics: dict[str, float]) -> None:
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingError(
+            f"At step {step}, {', '.join(broken)} became infinite or not a number. Lower the learning rate or "
+            "hone.training.max_grad_norm.",
+            code="loss_not_finite",
+        )

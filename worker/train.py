@@ -1,0 +1,201 @@
+"""QLoRA fine-tuning, start to end, in one process: from a dataset and a base model to an adapter.
+
+    python -m worker.train INPUT.json OUT/
+
+INPUT.json is a ``worker.protocol.TrainingInput``. Progress goes to standard output as JSON lines; OUT/ receives
+checkpoints and, at the end, ``artifacts/`` with ``step_metrics.csv`` and ``adapter.zip``. Nothing else is needed: no
+Celery, no database.
+"""
+
+import logging
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from core.errors import HoneError, TrainingError
+from core.resolve import Facts, Resolved, resolve
+from worker.artifacts import write_artifacts
+from worker.base_models import default_template, fingerprint, load_base, load_config, load_tokenizer
+from worker.checkpoints import read_manifest, sha256_of
+from worker.environment import device, fast_bfloat16, hardware, peak_memory, versions
+from worker.model_report import model_report
+from worker.parent import die_with_parent
+from worker.progress import ProgressCallback, StopCallback, StopRequest
+from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
+from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
+from worker.trainer import QLoraTrainer, add_adapter, make_config
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data and the settings, before the base model is loaded."""
+
+    tokenizer: PreTrainedTokenizerBase
+    sequences: Sequences
+    train: Dataset
+    validation: Dataset | None
+    resolved: Resolved
+    dataset_report: dict[str, Any]
+
+
+def prepare(job: TrainingInput) -> Prepared:
+    """Read and encode the samples, settle every "auto", cut. Raises HoneError when the data can't be trained on."""
+    spec = job.spec
+    tokenizer = load_tokenizer(job.base_model, job.cache)
+    config = load_config(job.base_model, job.cache)
+    template = spec.hone.data.prompt_template
+    if template == "auto":
+        template = default_template(job.base_model, tokenizer)
+
+    def encoded(path: Path) -> Any:
+        return encode(read_file(path, job.max_line_bytes), template, tokenizer, spec.hone.data.system_prompt)
+
+    if job.validation_file is not None:
+        sequences = Sequences(encoded(job.train_file), encoded(job.validation_file))
+    else:
+        sequences = hold_out(encoded(job.train_file), spec.hone.data.validation_fraction, spec.seed)
+    lengths = sorted(sequences.lengths)
+    resolved = resolve(
+        spec,
+        Facts(
+            train_samples=len(lengths),
+            mean_tokens=sum(lengths) / len(lengths),
+            p90_tokens=lengths[int(0.9 * (len(lengths) - 1))],
+            longest_tokens=lengths[-1],
+            context_length=config.max_position_embeddings,
+            hidden_size=config.hidden_size,
+            device=device(),
+            fast_bfloat16=fast_bfloat16(),
+            prompt_template=template,
+        ),
+    )
+    train = to_dataset(sequences.train, resolved.max_seq_length)
+    validation = to_dataset(sequences.validation, resolved.max_seq_length) if sequences.validation else None
+    report = length_report(sequences, train, validation, resolved.max_seq_length)
+    return Prepared(tokenizer, sequences, train, validation, resolved, report)
+
+
+def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -> ExitCode:
+    """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
+    began = time.monotonic()
+
+    # 1. The data, and the settings that follow from it.
+    lines.send(Event(message="Preparing the data"))
+    data = prepare(job)
+    resolved = data.resolved
+
+    # 2. The base model in 4 bits, and a fresh adapter in float32.
+    if stop.asked:
+        return ExitCode.STOPPED
+    lines.send(Event(message=f"Loading base model {job.spec.model}"))
+    base = load_base(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    base.config.use_cache = False
+    model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
+    report = {
+        "model": model_report(model),
+        "dataset": data.dataset_report,
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+    # 3. The trainer.
+    progress = ProgressCallback(lines, resolved.total_steps)
+    trainer = QLoraTrainer(
+        model,
+        make_config(job.spec, resolved, out, has_validation=data.validation is not None),
+        train=data.train,
+        validation=data.validation,
+        tokenizer=data.tokenizer,
+        callbacks=[progress, StopCallback(stop)],
+    )
+    resume_step = checkpoint_step(job.resume_from)
+    lines.send(Started(resolved=resolved, report=report, step=resume_step))
+    if data.validation is not None and not resume_step:
+        trainer.evaluate()  # step 0: the base model's own loss
+
+    # 4. Training, from the start or from a checkpoint.
+    trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    if trainer.state.global_step < resolved.total_steps:
+        return ExitCode.STOPPED
+    if data.validation is not None and "valid_loss" not in progress.history[resolved.total_steps]:
+        trainer.evaluate()
+
+    # 5. The artifacts.
+    report["run"] = {
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory": peak_memory(),
+        "trained_tokens": int(trainer.state.num_input_tokens_seen),
+    }
+    save(job, out / "artifacts", data, model, progress, report)
+    lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
+    return ExitCode.DONE
+
+
+def checkpoint_step(folder: Path | None) -> int:
+    """The step of a sealed checkpoint, 0 for none. Raises TrainingError when the folder is not whole."""
+    if folder is None:
+        return 0
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise TrainingError(f"The checkpoint {folder.name} is not whole.", code="checkpoint_broken")
+    return int(manifest["step"])
+
+
+def save(
+    job: TrainingInput,
+    folder: Path,
+    data: Prepared,
+    model: PeftModel,
+    progress: ProgressCallback,
+    report: dict[str, Any],
+) -> None:
+    """Write the artifacts; the manifest records what they were made from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_artifacts(
+        folder,
+        job=job,
+        resolved=data.resolved,
+        model=model,
+        tokenizer=data.tokenizer,
+        history=progress.history,
+        lengths=data.sequences.lengths,
+        record={
+            "job_id": job.job_id,
+            "fine_tuned_model": job.fine_tuned_model,
+            "spec": job.spec.model_dump(mode="json"),
+            "resolved": data.resolved.model_dump(mode="json"),
+            "base_model": {"name": job.spec.model, "fingerprint": fingerprint(job.base_model, job.cache)},
+            "training_file_sha256": sha256_of(job.train_file),
+            "validation_file_sha256": sha256_of(job.validation_file) if job.validation_file else None,
+            "seed": job.spec.seed,
+            **report,
+        },
+    )
+
+
+def main(arguments: list[str]) -> ExitCode:
+    """Run the job that the command line names; every way to end has its exit code."""
+    die_with_parent()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    stop = StopRequest()
+    stop.listen()
+    lines = take_stdout()
+    source, out = Path(arguments[0]), Path(arguments[1])
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        return train(TrainingInput.model_validate_json(source.read_bytes()), out, lines, stop)
+    except HoneError as error:
+        traceback.print_exc()
+        lines.send(Failed(code=error.code or error.type, message=error.message, param=error.param))
+        return ExitCode.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""TRL's SFTTrainer with what QLoRA needs: float32 adapters, exact validation, sealed checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from core.resolve import Resolved
+from core.specs import FineTuneSpec, LoraSpec
+from worker.checkpoints import write_manifest
+from worker.environment import device, seed_everything
+from worker.sequences import IGNORED
+
+
+def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int) -> PeftModel:
+    """Wrap the base in a fresh LoRA adapter with float32 weights; ``name`` is written down as its base model."""
+    seed_everything(seed)
+    targets = lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=name,
+    )
+    wrapped = get_peft_model(model, config)
+    wrapped.peft_config["default"].base_model_name_or_path = name
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> SFTConfig:
+    """The trainer's arguments from a job's settings; whatever is not set here is TRL's default."""
+    training = spec.hone.training
+    return SFTConfig(
+        output_dir=str(out),
+        seed=spec.seed,
+        num_train_epochs=resolved.n_epochs,
+        max_steps=resolved.total_steps,
+        per_device_train_batch_size=resolved.microbatch_size,
+        per_device_eval_batch_size=resolved.microbatch_size,
+        gradient_accumulation_steps=resolved.batch_size // resolved.microbatch_size,
+        learning_rate=resolved.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
+        warmup_steps=resolved.warmup_steps,
+        optim=resolved.optimizer,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bf16=resolved.precision == "bfloat16",
+        fp16=resolved.precision == "float16",
+        use_cpu=device() == "cpu",
+        gradient_checkpointing=resolved.gradient_checkpointing,
+        # Samples lie end to end in one row, kept apart by their positions: no token is padding. They are cut already.
+        padding_free=True,
+        max_length=None,
+        # Fetched in this process: a resumed run then draws the same random numbers.
+        dataloader_num_workers=0,
+        logging_steps=1,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=resolved.eval_steps,
+        save_strategy="steps",
+        save_steps=resolved.save_steps,
+        save_total_limit=3,
+        include_num_input_tokens_seen="all",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
+    """SFTTrainer, mended where QLoRA needs it."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: SFTConfig,
+        *,
+        train: Dataset,
+        validation: Dataset | None,
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
+        masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        for name, parameter in model.named_parameters():
+            if name in masters:
+                parameter.data = masters[name]
+
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and token accuracy over all trained tokens of the validation data.
+
+        Trainer's own evaluation averages batches, so a batch of few tokens would weigh as much as one of many.
+        """
+        self.model.eval()
+        tokens, loss, correct = 0, 0.0, 0.0
+        for batch in self.get_eval_dataloader(eval_dataset):
+            inputs = self._prepare_inputs(batch)
+            count = int((inputs["labels"] != IGNORED).sum())
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss += float(self.compute_loss(self.model, inputs)) * count
+            correct += self._metrics["eval"]["mean_token_accuracy"][-1] * count
+            tokens += count
+        self._metrics["eval"].clear()
+        metrics = {
+            f"{metric_key_prefix}_loss": loss / tokens,
+            f"{metric_key_prefix}_mean_token_accuracy": correct / tokens,
+        }
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        write_manifest(folder, {"step": self.state.global_step})

@@ -1,0 +1,5 @@
+"""Serve the API: ``python -m api``."""
+
+from api.main import serve
+
+serve()

@@ -1,0 +1,92 @@
+"""What endpoints ask for: the parts of the application, a session, and the project that the key opens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, TypedDict
+
+from celery import Celery
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from core.catalogue import Catalogue
+from core.errors import AuthenticationError
+from core.settings import Settings
+from core.storage import Storage
+from models import accounts
+from models.database import Database
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What lives as long as the application."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    catalogue: Catalogue
+    celery: Celery
+
+
+class LifespanState(TypedDict):
+    """What the lifespan hands to every request."""
+
+    parts: Parts
+
+
+async def get_parts(request: Request) -> Parts:
+    """The application's parts."""
+    parts: Parts = request.state.parts
+    return parts
+
+
+PartsDep = Annotated[Parts, Depends(get_parts)]
+
+
+async def _settings(parts: PartsDep) -> Settings:
+    return parts.settings
+
+
+async def _storage(parts: PartsDep) -> Storage:
+    return parts.storage
+
+
+async def _catalogue(parts: PartsDep) -> Catalogue:
+    return parts.catalogue
+
+
+def _read_session(parts: PartsDep) -> Iterator[Session]:
+    with parts.database.read() as session:
+        yield session
+
+
+def _write_session(parts: PartsDep) -> Iterator[Session]:
+    with parts.database.write() as session:
+        yield session
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+StorageDep = Annotated[Storage, Depends(_storage)]
+CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]
+
+# scope="function": left when the endpoint has returned and its response is built, before a byte of it is sent. So a
+# commit that fails is an error to the client, not a 200, and no connection is held while a response streams.
+ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
+WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
+
+_bearer = HTTPBearer(auto_error=False, description="An API key; `hone keys create` makes one.")
+
+
+def _current_project(
+    parts: PartsDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> str:
+    """The project's id. Its session ends here: requests that hold one and wait for another could starve the pool."""
+    if credentials is None or not credentials.credentials:
+        raise AuthenticationError(
+            "No API key was given. Send it as 'Authorization: Bearer <key>'.", code="missing_api_key"
+        )
+    with parts.database.read() as session:
+        return accounts.authenticate(session, credentials.credentials)
+
+
+CurrentProject = Annotated[str, Depends(_current_project)]

@@ -1,0 +1,276 @@
+"""What fine-tuning jobs look like on the wire: OpenAI's fields, and ours under ``hone``."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from api.pagination import Listed
+from api.schemas import Metadata
+from core.resolve import Resolved
+from core.specs import FineTuneSpec, HoneSpec, Hyperparameters, Spec
+from models.tables import Checkpoint, Job, JobEvent, StepMetric
+
+
+def _only_supervised(value: Any) -> Any:
+    if value in ("dpo", "reinforcement"):
+        raise PydanticCustomError("unsupported", f"this server does not do '{value}'. Use 'supervised'")
+    return value
+
+
+def _no_integrations(value: list[Any] | None) -> None:
+    if value:
+        raise PydanticCustomError(
+            "unsupported", "this server has no integrations. Leave the field out; metrics are in the job's events"
+        )
+
+
+class SupervisedMethod(Spec):
+    """OpenAI's supervised method."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
+class Method(Spec):
+    """How to tune. OpenAI's other methods are known by name, so that they can be refused by name."""
+
+    type: Annotated[Literal["supervised"], BeforeValidator(_only_supervised)]
+    supervised: SupervisedMethod | None = None
+
+
+# Letters of both cases, digits and three signs: the suffix becomes part of the model's name, between colons.
+Suffix = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class FineTuneRequest(Spec):
+    """The body of POST /v1/fine_tuning/jobs."""
+
+    model: str = Field(max_length=256)
+    training_file: str = Field(max_length=64)
+    validation_file: str | None = Field(None, max_length=64)
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = Field(None, deprecated=True)
+    suffix: Suffix | None = None
+    seed: int | None = Field(None, ge=0, le=2_147_483_647)
+    metadata: Metadata | None = None
+    integrations: Annotated[list[Any] | None, AfterValidator(_no_integrations)] = None
+    hone: HoneSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_set_of_hyperparameters(self) -> "FineTuneRequest":
+        inner, outer = self._in_method(), self.__dict__["hyperparameters"]
+        if inner is not None and outer is not None and inner != outer:
+            raise ValueError(
+                "'hyperparameters' and 'method.supervised.hyperparameters' differ; give 'method.supervised' alone"
+            )
+        return self
+
+    def _in_method(self) -> Hyperparameters | None:
+        supervised = self.method.supervised if self.method else None
+        return supervised.hyperparameters if supervised else None
+
+    def chosen_hyperparameters(self) -> Hyperparameters:
+        """The hyperparameters, wherever they were given."""
+        outer: Hyperparameters | None = self.__dict__["hyperparameters"]  # not the attribute, which warns of its age
+        return self._in_method() or outer or Hyperparameters()
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class Progress(BaseModel):
+    """How far a job is. ``attempt`` counts its runs by a worker."""
+
+    step: int
+    total_steps: int | None
+    attempt: int
+
+
+class HoneJob(BaseModel):
+    """Ours: the settings as they run (each "auto" replaced once the worker knows), why, and what came out."""
+
+    lora: dict[str, Any]
+    quantization: dict[str, Any]
+    training: dict[str, Any]
+    data: dict[str, Any]
+    reasons: dict[str, str]
+    progress: Progress
+    report: dict[str, Any] | None
+
+
+class FineTuningJob(Listed):
+    """OpenAI's job, and ours under ``hone``."""
+
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    estimated_finish: int | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: dict[str, Any]
+    integrations: list[Any]
+    metadata: dict[str, str] | None
+    method: dict[str, Any]
+    model: str
+    organization_id: str
+    result_files: list[str]
+    seed: int
+    status: str
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+    hone: HoneJob
+
+
+def _seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)
+
+
+def _laid_over(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, each "auto" replaced by what was chosen."""
+    return {name: resolved.get(name, value) if value == "auto" else value for name, value in asked.items()}
+
+
+def progress_of(job: Job) -> Progress:
+    """A job's progress."""
+    return Progress(step=job.step, total_steps=job.total_steps, attempt=job.attempt)
+
+
+def job_error(job: Job) -> JobError | None:
+    """A failed job's error."""
+    if job.error_code is None:
+        return None
+    return JobError(code=job.error_code, message=job.error_message or "", param=job.error_param)
+
+
+def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
+    """A job's row as it goes onto the wire; ``result_files`` are ids."""
+    spec = FineTuneSpec.model_validate(job.spec)
+    resolved = Resolved.model_validate(job.resolved).model_dump(mode="json") if job.resolved else {}
+    hyperparameters = _laid_over(spec.hyperparameters.model_dump(mode="json"), resolved)
+    asked = spec.hone.model_dump(mode="json")
+    return FineTuningJob(
+        id=job.id,
+        created_at=int(job.created_at),
+        error=job_error(job),
+        estimated_finish=_seconds(job.estimated_finish) if job.finished_at is None else None,
+        fine_tuned_model=job.fine_tuned_model,
+        finished_at=_seconds(job.finished_at),
+        hyperparameters=hyperparameters,
+        integrations=[],
+        metadata=job.labels,
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        model=job.model,
+        organization_id=job.project_id,
+        result_files=result_files,
+        seed=spec.seed,
+        status=job.status,
+        trained_tokens=job.trained_tokens,
+        training_file=spec.training_file,
+        validation_file=spec.validation_file,
+        hone=HoneJob(
+            lora=asked["lora"],
+            quantization=asked["quantization"],
+            training=_laid_over(asked["training"], resolved),
+            data=_laid_over(asked["data"], resolved),
+            reasons=resolved.get("reasons", {}),
+            progress=progress_of(job),
+            report=job.report,
+        ),
+    )
+
+
+class JobEventObject(Listed):
+    """OpenAI's event of a job."""
+
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: dict[str, Any] | None
+
+
+def job_event(event: JobEvent) -> JobEventObject:
+    """An event's row as it goes onto the wire."""
+    return JobEventObject(
+        id=event.id,
+        created_at=int(event.created_at),
+        level=event.level,
+        message=event.message,
+        type=event.type,
+        data=event.data,
+    )
+
+
+class CheckpointMetrics(BaseModel):
+    """OpenAI's figures of a checkpoint; what was not measured is left null."""
+
+    step: float
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointObject(Listed):
+    """OpenAI's checkpoint of a job."""
+
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: CheckpointMetrics
+    step_number: int
+
+
+def checkpoint_object(checkpoint: Checkpoint, job: Job) -> CheckpointObject:
+    """A checkpoint's row as it goes onto the wire. Until the job has succeeded, the base stands for the model."""
+    known = {name: value for name, value in checkpoint.metrics.items() if name in CheckpointMetrics.model_fields}
+    if "train_accuracy" in checkpoint.metrics:
+        known.setdefault("train_mean_token_accuracy", checkpoint.metrics["train_accuracy"])
+    return CheckpointObject(
+        id=checkpoint.id,
+        created_at=int(checkpoint.created_at),
+        fine_tuned_model_checkpoint=f"{job.fine_tuned_model or 'ft:' + job.model}:ckpt-step-{checkpoint.step}",
+        fine_tuning_job_id=job.id,
+        metrics=CheckpointMetrics(**{**known, "step": checkpoint.step}),
+        step_number=checkpoint.step,
+    )
+
+
+class StepObject(BaseModel):
+    """The figures of one optimizer step; what was not measured is null."""
+
+    step: int
+    attempt: int
+    created_at: float
+    train_loss: float | None
+    train_accuracy: float | None
+    valid_loss: float | None
+    valid_mean_token_accuracy: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    tokens_per_second: float | None
+    epoch: float | None
+
+
+class StepList(BaseModel):
+    """Steps in their order; go on with ``after_step`` = the last one's step."""
+
+    object: Literal["list"] = "list"
+    data: list[StepObject]
+    has_more: bool
+
+
+def step_object(row: StepMetric) -> StepObject:
+    """A step's row as it goes onto the wire."""
+    return StepObject.model_validate(row, from_attributes=True)

@@ -1,0 +1,195 @@
+"""/v1/fine_tuning/jobs: submit, look at, cancel, and fetch what came out."""
+
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from api.deps import CatalogueDep, CurrentProject, ReadSession, StorageDep, WriteSession
+from api.downloads import answer_stored
+from api.file_access import require_input
+from api.job_schemas import (
+    CheckpointObject,
+    FineTuneRequest,
+    FineTuningJob,
+    JobEventObject,
+    StepList,
+    checkpoint_object,
+    fine_tuning_job,
+    job_event,
+    step_object,
+)
+from api.json_body import StrictJsonRoute
+from api.pagination import After, Page, fetch_page, page_of
+from core.catalogue import find_base_model
+from core.errors import InvalidRequestError, NotFoundError
+from core.ids import new_id
+from core.specs import FineTuneSpec, HoneSpec
+from models import lifecycle
+from models.status import JobKind, JobStatus
+from models.tables import Checkpoint, File, Job, JobEvent, StepMetric
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
+
+RESULTS = "fine-tune-results"
+ADAPTER = "adapter.zip"
+_METADATA = re.compile(r"metadata\[(.+)\]")
+
+
+def _get_job(session: Session, project_id: str, job_id: str) -> Job:
+    return lifecycle.get_job(session, project_id, job_id, JobKind.FINE_TUNE)
+
+
+def result_files(session: Session, job_ids: Collection[str]) -> dict[str, list[str]]:
+    """The ids of the files that each job has produced, in their order."""
+    produced = select(File.job_id, File.id).where(File.job_id.in_(job_ids), File.purpose == RESULTS).order_by(File.id)
+    found: dict[str, list[str]] = defaultdict(list)
+    for job_id, file_id in session.execute(produced).tuples():
+        found[str(job_id)].append(file_id)
+    return found
+
+
+def _on_the_wire(session: Session, job: Job) -> FineTuningJob:
+    return fine_tuning_job(job, result_files(session, [job.id])[job.id])
+
+
+@router.post("")
+def create_job(
+    body: FineTuneRequest, project_id: CurrentProject, session: WriteSession, catalogue: CatalogueDep
+) -> FineTuningJob:
+    """Submit a fine-tune. When this answers 200, the job is in the database and will run."""
+    find_base_model(catalogue, body.model)
+    for param in ("training_file", "validation_file"):
+        if file_id := getattr(body, param):
+            require_input(session, project_id, file_id, purpose="fine-tune", param=param)
+    spec = FineTuneSpec(
+        model=body.model,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        suffix=body.suffix,
+        hyperparameters=body.chosen_hyperparameters(),
+        hone=body.hone or HoneSpec(),
+    )
+    job = Job(
+        id=new_id("ftjob-"),
+        project_id=project_id,
+        kind=JobKind.FINE_TUNE,
+        model=spec.model,
+        spec=spec.model_dump(mode="json"),
+        labels=body.metadata,
+    )
+    return _on_the_wire(session, lifecycle.submit(session, job))
+
+
+@router.get("")
+def list_jobs(
+    request: Request,
+    project_id: CurrentProject,
+    session: ReadSession,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Page[FineTuningJob]:
+    """The project's fine-tunes, newest first; `metadata[key]=value` filters, `metadata=null` finds those without."""
+    query = select(Job).where(Job.project_id == project_id, Job.kind == JobKind.FINE_TUNE)
+    query = _with_metadata(query, request)
+    rows, has_more = fetch_page(session, query, Job.id, after=after, limit=limit, order="desc")
+    files = result_files(session, [job.id for (job,) in rows])
+    return page_of([fine_tuning_job(job, files[job.id]) for (job,) in rows], has_more)
+
+
+def _with_metadata(query: Select[Job], request: Request) -> Select[Job]:
+    for name, value in request.query_params.multi_items():
+        if name == "metadata" and value == "null":
+            query = query.where(Job.labels.is_(None))
+        elif asked := _METADATA.fullmatch(name):
+            key = asked[1]
+            if '"' in key or "\\" in key:  # SQLite's JSON paths can't quote them
+                raise InvalidRequestError(
+                    f"Jobs can't be filtered by a key with \" or \\: '{key:.64}'.", param=name[:80]
+                )
+            query = query.where(Job.labels[key].as_string() == value)
+    return query
+
+
+@router.get("/{job_id}")
+def retrieve_job(job_id: str, project_id: CurrentProject, session: ReadSession) -> FineTuningJob:
+    """One fine-tune."""
+    return _on_the_wire(session, _get_job(session, project_id, job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, project_id: CurrentProject, session: WriteSession) -> FineTuningJob:
+    """Cancel: at once while it waits; a running one is told to stop and ends within seconds."""
+    job = _get_job(session, project_id, job_id)
+    lifecycle.cancel(session, job)
+    return _on_the_wire(session, _get_job(session, project_id, job_id))
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    job_id: str,
+    project_id: CurrentProject,
+    session: ReadSession,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Page[JobEventObject]:
+    """What happened to a job, newest first."""
+    job = _get_job(session, project_id, job_id)
+    query = select(JobEvent).where(JobEvent.job_id == job.id)
+    rows, has_more = fetch_page(session, query, JobEvent.id, after=after, limit=limit, order="desc")
+    return page_of([job_event(event) for (event,) in rows], has_more)
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: str,
+    project_id: CurrentProject,
+    session: ReadSession,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> Page[CheckpointObject]:
+    """A job's checkpoints, newest first."""
+    job = _get_job(session, project_id, job_id)
+    query = select(Checkpoint).where(Checkpoint.job_id == job.id)
+    rows, has_more = fetch_page(session, query, Checkpoint.id, after=after, limit=limit, order="desc")
+    return page_of([checkpoint_object(checkpoint, job) for (checkpoint,) in rows], has_more)
+
+
+@router.get("/{job_id}/metrics")
+def list_metrics(
+    job_id: str,
+    project_id: CurrentProject,
+    session: ReadSession,
+    after_step: Annotated[int, Query(ge=-1, le=2_147_483_647)] = -1,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> StepList:
+    """The figures of each step, in the order of steps."""
+    job = _get_job(session, project_id, job_id)
+    query = select(StepMetric).where(StepMetric.job_id == job.id, StepMetric.step > after_step)
+    rows = session.scalars(query.order_by(StepMetric.step).limit(limit + 1)).all()
+    return StepList(data=[step_object(row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+
+@router.get("/{job_id}/adapter", response_class=Response)
+def download_adapter(
+    job_id: str, request: Request, project_id: CurrentProject, session: ReadSession, storage: StorageDep
+) -> Response:
+    """The adapter of a fine-tune that has succeeded, as a zip."""
+    job = _get_job(session, project_id, job_id)
+    if job.status != JobStatus.SUCCEEDED:
+        raise InvalidRequestError(
+            f"Job {job.id} has no adapter: its status is '{job.status}'. Only a job that succeeded has one.",
+            param="fine_tuning_job_id",
+            code="job_not_succeeded",
+        )
+    produced: dict[str, Any] = {"job_id": job.id, "purpose": RESULTS, "filename": ADAPTER}
+    file = session.scalars(select(File).filter_by(**produced)).first()
+    if file is None:
+        raise NotFoundError(f"The adapter of job {job.id} has been deleted.", code="not_found")
+    return answer_stored(storage, file, request.headers)

@@ -1,0 +1,86 @@
+"""JSON bodies that can be stored: no NaN, no NUL, no half characters, no bottomless nesting."""
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+#: No request of ours nests deeper than 12; Python's own limit is about 1,000 and would be met at random places.
+MAX_DEPTH = 64
+MAX_INTEGER = 2**63 - 1
+
+
+class StrictJsonRequest(Request):
+    """A request whose ``json()`` raises JSONDecodeError for what neither database could store."""
+
+    async def json(self) -> Any:
+        """The body's value."""
+        body = await self.body()
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise json.JSONDecodeError("it is not UTF-8", "", error.start) from None
+        return parse(text)
+
+
+def parse(text: str) -> Any:
+    """Parse JSON. Raises JSONDecodeError, also for what Python's parser would let through."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise json.JSONDecodeError(reason, "", 0) from None
+    if unfit := _unstorable(value):
+        raise json.JSONDecodeError(unfit, "", 0)
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unstorable(root: Any) -> str | None:
+    """Why a value can't be stored, or None. Walks without recursion."""
+    stack: list[tuple[Any, int]] = [(root, 0)]
+    while stack:
+        value, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            return f"it is nested more than {MAX_DEPTH} levels deep"
+        if isinstance(value, dict):
+            stack += [(inner, depth + 1) for pair in value.items() for inner in pair]
+        elif isinstance(value, list):
+            stack += [(inner, depth + 1) for inner in value]
+        elif reason := _unstorable_scalar(value):
+            return reason
+    return None
+
+
+def _unstorable_scalar(value: Any) -> str | None:
+    if isinstance(value, str):
+        if "\0" in value:
+            return "a text contains the character NUL; remove \\u0000"
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            return "a text contains half of a surrogate pair; write the whole character"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return "a number is too large for 64 bits"
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return "an integer is too large for 64 bits"
+    return None
+
+
+class StrictJsonRoute(APIRoute):
+    """A route whose bodies are read by ``StrictJsonRequest``."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, given a strict request."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(StrictJsonRequest(request.scope, request.receive))
+
+        return handle

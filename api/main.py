@@ -1,0 +1,91 @@
+"""The application: routes, middleware, and what lives as long as the process."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from api import eval_runs, evals, files, health, jobs, models
+from api.deps import LifespanState, Parts
+from api.errors import install_error_handlers
+from api.middleware import BodyLimit, RefuseNul, RequestLog
+from api.reaper import Reaper
+from api.relay import Relay
+from core.broker import make_celery
+from core.catalogue import load_catalogue
+from core.logging import configure_logging
+from core.settings import Settings, get_settings
+from core.storage import Storage
+from models.database import Database
+
+_DESCRIPTION = "Fine-tuning and evaluation in OpenAI's wire format. Everything beyond it is under the field `hone`."
+
+
+def make_parts(settings: Settings) -> Parts:
+    """Open what the application needs. Raises InvalidRequestError when the catalogue can't be read."""
+    celery = make_celery(settings)
+    # kombu would try for seconds within one call; the relay tries again by itself, and readers of /readyz do not wait.
+    celery.conf.broker_transport_options |= {"max_retries": 1, "interval_start": 0, "interval_max": 0}
+    return Parts(
+        settings=settings,
+        database=Database(settings.resolved_database_url),
+        storage=Storage(settings.resolved_storage_url),
+        catalogue=load_catalogue(settings),
+        celery=celery,
+    )
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API. It expects a database at the newest schema: migrations are the supervisor's."""
+    chosen = settings or get_settings()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[LifespanState]:
+        parts = make_parts(chosen)
+        relay = Relay(parts.database, parts.celery, chosen.poll_seconds)
+        reaper = Reaper(parts.database, parts.storage, chosen)
+        parts.database.on_outbox = relay.wake
+        relay.start()
+        reaper.start()
+        try:
+            yield LifespanState(parts=parts)
+        finally:
+            await run_sync(relay.stop)
+            await run_sync(reaper.stop)
+            parts.celery.close()
+            parts.database.dispose()
+
+    app = FastAPI(
+        title="Hone",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        # From the outside in: every answer, a refused body's too, has an id and a line in the log.
+        middleware=[
+            Middleware(RequestLog),
+            Middleware(RefuseNul),
+            Middleware(BodyLimit, max_body_bytes=chosen.max_body_bytes, max_file_bytes=chosen.max_file_bytes),
+        ],
+    )
+    install_error_handlers(app)
+    for part in (health, files, jobs, models, eval_runs, evals):
+        app.include_router(part.router)
+    return app
+
+
+def serve() -> None:
+    """Serve on the settings' host and port until SIGTERM."""
+    configure_logging()
+    settings = get_settings()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # api.middleware writes the line
+        server_header=False,
+        timeout_graceful_shutdown=20,
+    )

@@ -1,0 +1,68 @@
+"""/v1/models: the catalogue's base models and the project's fine-tunes."""
+
+from fastapi import APIRouter
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from api.deps import CatalogueDep, CurrentProject, ReadSession, WriteSession
+from api.pagination import Page, page_of
+from api.schemas import Deleted, ModelObject, base_model_object, fine_tuned_model_object
+from core.errors import InvalidRequestError, NotFoundError
+from models.status import ENDED
+from models.tables import FineTunedModel, Job
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+def find_fine_tuned_model(session: Session, project_id: str, model_id: str) -> FineTunedModel | None:
+    """A project's fine-tuned model, if it has one of that id."""
+    mine = select(FineTunedModel).where(FineTunedModel.id == model_id, FineTunedModel.project_id == project_id)
+    return session.scalar(mine)
+
+
+def _get_model(session: Session, project_id: str, model_id: str) -> FineTunedModel:
+    model = find_fine_tuned_model(session, project_id, model_id)
+    if model is None:
+        raise NotFoundError(
+            f"The model '{model_id:.200}' does not exist here. GET /v1/models lists those that do.",
+            param="model",
+            code="model_not_found",
+        )
+    return model
+
+
+@router.get("")
+def list_models(project_id: CurrentProject, session: ReadSession, catalogue: CatalogueDep) -> Page[ModelObject]:
+    """Every model that a request may name: bases first, then the project's own, newest first."""
+    bases = [base_model_object(name, entry.description) for name, entry in sorted(catalogue.items())]
+    mine = select(FineTunedModel).where(FineTunedModel.project_id == project_id)
+    tuned = session.scalars(mine.order_by(FineTunedModel.created_at.desc(), FineTunedModel.id)).all()
+    return page_of(bases + [fine_tuned_model_object(model) for model in tuned], has_more=False)
+
+
+# A path: ids hold slashes, which OpenAI's client sends as %2F and the server sees as "/".
+@router.get("/{model_id:path}")
+def retrieve_model(
+    model_id: str, project_id: CurrentProject, session: ReadSession, catalogue: CatalogueDep
+) -> ModelObject:
+    """One model."""
+    if (entry := catalogue.get(model_id)) is not None:
+        return base_model_object(model_id, entry.description)
+    return fine_tuned_model_object(_get_model(session, project_id, model_id))
+
+
+@router.delete("/{model_id:path}")
+def delete_model(model_id: str, project_id: CurrentProject, session: WriteSession, catalogue: CatalogueDep) -> Deleted:
+    """Delete one of the project's fine-tunes; its files stay."""
+    if model_id in catalogue:
+        raise InvalidRequestError(
+            f"'{model_id}' is a base model of this server's catalogue and can't be deleted.", param="model"
+        )
+    model = _get_model(session, project_id, model_id)
+    busy = select(Job.id).where(Job.project_id == project_id, Job.model == model.id, Job.status.not_in(ENDED))
+    if (job_id := session.scalar(busy.limit(1))) is not None:
+        raise InvalidRequestError(
+            f"The job {job_id} uses '{model.id}'. Wait until it has ended, or cancel it.", param="model"
+        )
+    session.execute(delete(FineTunedModel).where(FineTunedModel.id == model.id))
+    return Deleted(id=model_id, object="model")

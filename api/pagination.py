@@ -1,0 +1,70 @@
+"""Cursor pages. Ids sort by time, so a cursor is the id of the last row of the page before."""
+
+from typing import Annotated, Generic, Literal, TypeVar, TypeVarTuple
+
+from fastapi import Query
+from pydantic import BaseModel
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from core.errors import InvalidRequestError
+
+Order = Literal["asc", "desc"]
+After = Annotated[str | None, Query(max_length=64, description="Id of the last object of the page before.")]
+
+Columns = TypeVarTuple("Columns")
+
+
+class Listed(BaseModel):
+    """An object that lists hold: it has an id."""
+
+    id: str
+
+
+Item = TypeVar("Item", bound=Listed)
+
+
+class Page(BaseModel, Generic[Item]):
+    """A page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def fetch_page(
+    session: Session,
+    query: Select[*Columns],
+    id_column: InstrumentedAttribute[str],
+    *,
+    after: str | None,
+    limit: int,
+    order: Order,
+) -> tuple[list[tuple[*Columns]], bool]:
+    """The rows of a page, and whether there are more.
+
+    Raises InvalidRequestError when ``after`` is not in the list that ``query`` selects.
+    """
+    if after is not None:
+        if session.scalar(query.where(id_column == after).with_only_columns(id_column)) is None:
+            raise InvalidRequestError(
+                f"The cursor '{after}' is not in this list. Use the last_id of the page before.",
+                param="after",
+                code="invalid_cursor",
+            )
+        query = query.where(id_column < after if order == "desc" else id_column > after)
+    ordered = query.order_by(id_column.desc() if order == "desc" else id_column.asc())
+    rows = list(session.execute(ordered.limit(limit + 1)).tuples())
+    return rows[:limit], len(rows) > limit
+
+
+def page_of(items: list[Item], has_more: bool) -> Page[Item]:
+    """A page as it goes onto the wire."""
+    return Page(
+        data=items,
+        first_id=items[0].id if items else None,
+        last_id=items[-1].id if items else None,
+        has_more=has_more,
+    )

@@ -1,0 +1,34 @@
+"""The reaper: takes jobs from workers that stopped answering, and deletes files whose time is up."""
+
+from api.background import Repeating
+from api.file_access import delete_expired
+from core.logging import get_logger
+from core.settings import Settings
+from core.storage import Storage
+from models import lifecycle
+from models.database import Database
+
+log = get_logger(__name__)
+
+
+class Reaper:
+    """Looks every ``reap_seconds``. It runs in every API process; rows are locked, so they do not meet."""
+
+    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
+        self._database = database
+        self._storage = storage
+        self._settings = settings
+        self._thread = Repeating("hone-reaper", self.reap, after_error=settings.reap_seconds)
+        self.start, self.stop = self._thread.start, self._thread.stop
+
+    def reap(self) -> float:
+        """Look once; the seconds to wait until the next time."""
+        with self._database.write() as session:
+            taken = lifecycle.reap(session, self._settings.max_attempts)
+        for job_id in taken:
+            log.warning("lease_expired", job_id=job_id)
+        with self._database.write() as session:
+            keys = delete_expired(session)
+        for key in keys:
+            self._storage.delete(key)
+        return self._settings.reap_seconds

@@ -86,6 +86,10 @@ def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
     total_steps = math.ceil(facts.train_samples / batch_size) * n_epochs
     total_steps = min(total_steps, training.max_steps or total_steps)
     every = max(1, total_steps // 10)
+    microbatch_size = pick("training.microbatch_size", training.microbatch_size, *_microbatch(batch_size, facts))
+    if batch_size % microbatch_size:
+        asked_for, microbatch_size = microbatch_size, _divisor(batch_size, microbatch_size)
+        reasons["training.microbatch_size"] = f"{asked_for} does not divide the batch of {batch_size}"
     max_seq_length = pick("data.max_seq_length", data.max_seq_length, *_length(facts))
     return Resolved(
         n_epochs=n_epochs,
@@ -107,7 +111,7 @@ def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
         total_steps=total_steps,
         eval_steps=pick("training.eval_steps", training.eval_steps, every, "ten times in the job"),
         save_steps=pick("training.save_steps", training.save_steps, every, "ten times in the job"),
-        microbatch_size=pick("training.microbatch_size", training.microbatch_size, *_microbatch(batch_size, facts)),
+        microbatch_size=microbatch_size,
         optimizer=training.optimizer,
         precision=pick("training.precision", training.precision, *_precision(facts)),
         gradient_checkpointing=pick(
@@ -150,10 +154,13 @@ def _length(facts: Facts) -> tuple[int, str]:
 def _microbatch(batch_size: int, facts: Facts) -> tuple[int, str]:
     """The largest divisor of the batch whose mean tokens stay under the device's mark."""
     tokens = _MICROBATCH_TOKENS[facts.device]
-    size = max(
-        (n for n in range(1, batch_size + 1) if batch_size % n == 0 and n * facts.mean_tokens <= tokens), default=1
-    )
+    size = _divisor(batch_size, int(tokens // max(1.0, facts.mean_tokens)))
     return size, f"about {tokens:,} tokens a forward pass on {facts.device}, at {facts.mean_tokens:.0f} tokens a sample"
+
+
+def _divisor(batch_size: int, at_most: int) -> int:
+    """The largest divisor of the batch that is not above ``at_most``; at least 1."""
+    return max((size for size in range(1, at_most + 1) if batch_size % size == 0), default=1)
 
 
 def _precision(facts: Facts) -> tuple[Precision, str]:

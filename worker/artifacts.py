@@ -97,8 +97,8 @@ tokenizer = AutoTokenizer.from_pretrained("adapter")
 - {trainable:,} of {parameters:,} parameters trained ({percent:.2f} %)
 {losses}
 
-`manifest.json` has every setting, version and hash. It was trained against the 4-bit base: merge it into that, dequantized,
-for exactly these losses.
+`manifest.json` has every setting, version and hash. The adapter was trained against the 4-bit base: merge it into that,
+dequantized, for exactly these losses.
 """
 
 

@@ -1,0 +1,59 @@
+"""Storage: an object is whole or absent."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from core.storage import CHUNK, Storage
+
+
+def test_what_was_stored_comes_back_with_its_size_and_hash(storage):
+    parts = [b"a" * CHUNK, b"b" * 100, b""]
+    stored = storage.put("one/two", iter(parts))
+    assert (stored.key, stored.bytes) == ("one/two", CHUNK + 100)
+    assert stored.sha256 == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert b"".join(storage.get("one/two")) == b"".join(parts)
+
+
+def test_a_range_is_half_open_and_ends_with_the_object(storage):
+    storage.put("x", [b"0123456789"])
+    assert b"".join(storage.get("x", 2, 5)) == b"234"
+    assert b"".join(storage.get("x", 8, 100)) == b"89"
+
+
+def test_a_stream_that_breaks_off_leaves_nothing(storage, tmp_path):
+    def broken():
+        yield b"x" * 100
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        storage.put("half", broken())
+    assert [path for path in (tmp_path / "storage").rglob("*") if path.is_file()] == []
+
+
+def test_a_missing_object_is_known_before_the_first_byte(storage):
+    with pytest.raises(FileNotFoundError):
+        storage.get("nothing")
+
+
+def test_deleting_twice_is_no_error(storage):
+    storage.put("x", [b"1"])
+    storage.delete("x")
+    storage.delete("x")
+    with pytest.raises(FileNotFoundError):
+        storage.get("x")
+
+
+def test_files_go_in_and_out(storage, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(bytes(range(256)) * 9000)
+    storage.put_file("f", source)
+    storage.get_file("f", target)
+    assert source.read_bytes() == target.read_bytes()
+
+
+def test_a_folder_with_spaces_and_percent_signs_is_found(tmp_path: Path):
+    folder = tmp_path / "a b%20c"
+    Storage(folder.as_uri()).put("x", [b"1"])
+    assert (folder / "x").read_bytes() == b"1"

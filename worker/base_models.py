@@ -172,8 +172,8 @@ def load_base(
 def _keep_weights_as_trained(model: PreTrainedModel) -> None:
     """Stop bitsandbytes from repacking weights for AVX512-BF16 at the first validation.
 
-    The packed weights go through a bfloat16 product even where float32 was asked for, and stay packed when training goes
-    on: the same weights gave validation losses of 5.71252 and 5.71254, and a resumed run left the curve.
+    The packed weights go through a bfloat16 product even where float32 was asked for, and stay packed when training
+    goes on: the same weights gave validation losses of 5.71252 and 5.71254, and a resumed run had another curve.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

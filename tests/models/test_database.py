@@ -1,0 +1,132 @@
+"""Sessions, migrations and keys on both engines."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import IntegrityError
+
+import migrations
+from core.errors import AuthenticationError
+from models import accounts
+from models.base import db_now
+from models.database import Database
+from models.tables import ApiKey, File, Project, metadata
+
+
+def test_migrations_go_up_down_and_up_again_and_match_the_tables(database_url):
+    migrations.downgrade(database_url)
+    database = Database(database_url)
+    assert set(inspect(database.engine).get_table_names()) <= {"alembic_version"}
+    migrations.upgrade(database_url)
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    database.dispose()
+
+
+def test_migrating_twice_at_once_is_safe(postgres_url):
+    migrations.downgrade(postgres_url)
+    command = [sys.executable, "-c", "import sys, migrations; migrations.upgrade(sys.argv[1])", postgres_url]
+    started = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in started] == [0, 0]
+    database = Database(postgres_url)
+    assert set(inspect(database.engine).get_table_names()) == {*metadata.tables, "alembic_version"}
+    database.dispose()
+
+
+def test_a_block_that_raises_changes_nothing(database):
+    with pytest.raises(RuntimeError), database.write() as session:
+        session.add(Project(name="x"))
+        session.flush()
+        raise RuntimeError
+    with database.read() as session:
+        assert session.scalars(select(Project)).all() == []
+
+
+def test_writers_that_meet_wait_instead_of_failing(database):
+    """A read that turns into a write fails at once on SQLite; ``write()`` takes the lock at its start."""
+    with database.write() as session:
+        project_id = accounts.create_project(session, "0").id
+    barrier = threading.Barrier(8)
+
+    def add_one(_):
+        barrier.wait()
+        for _ in range(10):
+            with database.write() as session:
+                project = session.get_one(Project, project_id, with_for_update=True)
+                project.name = str(int(project.name) + 1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add_one, range(8)))
+    with database.read() as session:
+        assert session.get_one(Project, project_id).name == "80"
+
+
+def test_readers_do_not_wait_for_a_writer(database):
+    with database.write() as writer:
+        writer.add(Project(name="x"))
+        writer.flush()
+        with database.read() as reader:
+            assert reader.scalars(select(Project)).all() == []
+
+
+def test_foreign_keys_hold(database):
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.add(File(project_id="nobody", filename="f", purpose="p", bytes=0, sha256="", storage_key="k"))
+
+
+def test_the_databases_clock_is_now_and_has_fractions(database):
+    with database.read() as session:
+        before, reading, after = time.time(), session.scalar(select(db_now())), time.time()
+    assert before - 1 < reading < after + 1
+    assert isinstance(reading, float)
+
+
+def test_json_none_is_a_null_of_the_database(database):
+    with database.write() as session:
+        project = accounts.create_project(session, "p")
+        session.add(
+            File(project_id=project.id, filename="f", purpose="p", bytes=0, sha256="", storage_key="k", report=None)
+        )
+    with database.read() as session:
+        assert session.scalar(text("SELECT count(*) FROM files WHERE report IS NULL")) == 1
+
+
+def test_a_key_opens_its_project_and_is_kept_only_as_a_hash(database):
+    with database.write() as session:
+        project = accounts.create_project(session, "p")
+        key = accounts.create_key(session, project, "k")
+    with database.read() as session:
+        assert accounts.authenticate(session, key) == project.id
+        row = session.scalars(select(ApiKey)).one()
+        columns = ApiKey.__table__.columns.keys()
+        assert key not in str([getattr(row, name) for name in columns])
+
+
+@pytest.mark.parametrize("wrong", ["", "hone-", "hone-wrong", "\0", "\ud800", "x" * 10_000, "'; DROP TABLE jobs; --"])
+def test_a_wrong_key_is_refused_whatever_it_is(database, key, wrong):
+    with database.read() as session, pytest.raises(AuthenticationError):
+        accounts.authenticate(session, wrong)
+
+
+def test_a_revoked_key_opens_nothing(database, key):
+    with database.write() as session:
+        assert accounts.revoke_key(session, session.scalars(select(ApiKey.id)).one())
+    with database.read() as session, pytest.raises(AuthenticationError):
+        accounts.authenticate(session, key)
+
+
+def test_the_first_key_is_made_once(database):
+    with database.write() as session:
+        assert accounts.ensure_first_key(session, "hone-given-by-the-operator") == "hone-given-by-the-operator"
+    with database.write() as session:
+        assert accounts.ensure_first_key(session, "hone-another") is None
+    with database.read() as session:
+        assert accounts.authenticate(session, "hone-given-by-the-operator")

@@ -1,0 +1,275 @@
+"""The life of a job, on both engines: every move, its guard, and its event."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import func, select
+
+from core.errors import InvalidRequestError, NotFoundError, TrainingError
+from core.ids import new_id
+from models import lifecycle
+from models.accounts import create_project
+from models.lifecycle import LeaseLostError
+from models.status import TRANSITIONS, JobKind, JobStatus
+from models.tables import Checkpoint, File, Job, JobEvent, OutboxMessage, Project, StepMetric
+
+LEASE = 60
+
+
+def submit(database, project_id=None, **values):
+    with database.write() as session:
+        project_id = project_id or create_project(session, "p").id
+        job = Job(id=new_id("ftjob-"), project_id=project_id, kind=JobKind.FINE_TUNE, model="tiny", spec={}, **values)
+        return lifecycle.submit(session, job).id
+
+
+def claim(database, owner="worker", lease=LEASE):
+    with database.write() as session:
+        return lifecycle.claim(session, owner, lease)
+
+
+def job_of(database, job_id):
+    with database.read() as session:
+        return session.get_one(Job, job_id)
+
+
+def messages(database, job_id):
+    with database.read() as session:
+        query = select(JobEvent.message).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
+        return list(session.scalars(query))
+
+
+def test_a_submitted_job_is_queued_with_its_events_and_its_hint(database):
+    woken = threading.Event()
+    database.on_outbox = woken.set
+    job_id = submit(database)
+    assert job_of(database, job_id).status == JobStatus.QUEUED
+    assert messages(database, job_id) == [f"Created fine-tuning job: {job_id}", "Files validated, job queued"]
+    with database.read() as session:
+        assert session.scalars(select(OutboxMessage.payload)).all() == [{"job_id": job_id}]
+    assert woken.is_set()
+
+
+def test_a_submit_that_fails_leaves_no_job_no_hint_and_wakes_nobody(database):
+    database.on_outbox = lambda: pytest.fail("woken for nothing")
+    with pytest.raises(RuntimeError), database.write() as session:
+        job = Job(
+            id=new_id("ftjob-"), project_id=create_project(session, "p").id, kind=JobKind.FINE_TUNE, model="m", spec={}
+        )
+        lifecycle.submit(session, job)
+        raise RuntimeError
+    with database.read() as session:
+        for table in (Project, Job, JobEvent, OutboxMessage):
+            assert session.scalar(select(func.count()).select_from(table)) == 0
+
+
+def test_jobs_are_claimed_in_order_of_priority_then_arrival(database):
+    first, second = submit(database), submit(database)
+    urgent = submit(database, priority=-1)
+    assert [claim(database).job_id for _ in range(3)] == [urgent, first, second]
+    assert claim(database) is None
+
+
+def test_a_claim_raises_epoch_and_attempt_and_sets_the_lease_by_the_databases_clock(database):
+    job_id = submit(database)
+    taken = claim(database, owner="me")
+    job = job_of(database, job_id)
+    assert (taken.epoch, taken.attempt, job.lease_owner, job.status) == (1, 1, "me", JobStatus.RUNNING)
+    assert job.lease_expires_at - job.started_at == pytest.approx(LEASE, abs=1)
+
+
+def test_workers_that_claim_at_once_never_get_the_same_job(database):
+    ids = {submit(database) for _ in range(20)}
+
+    def take(owner):
+        return [taken.job_id for taken in iter(lambda: claim(database, str(owner)), None)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [job_id for taken in pool.map(take, range(8)) for job_id in taken]
+    # On PostgreSQL a worker that meets only locked rows goes away empty-handed and polls again.
+    found += take("last")
+    assert sorted(found) == sorted(ids)
+
+
+def test_a_heartbeat_renews_the_lease_and_carries_the_cancel(database):
+    job_id = submit(database)
+    taken = claim(database, lease=1)
+    with database.write() as session:
+        assert lifecycle.heartbeat(session, taken, LEASE).cancel is False
+    assert job_of(database, job_id).lease_expires_at > job_of(database, job_id).started_at + 30
+    with database.write() as session:
+        lifecycle.cancel(session, session.get_one(Job, job_id))
+    with database.write() as session:
+        assert lifecycle.heartbeat(session, taken, LEASE).cancel is True
+
+
+def _stale_writes(job_id):
+    checkpoint = Checkpoint(job_id=job_id, step=1, storage_key="k", bytes=1, sha256="0", metrics={})
+    return {
+        "heartbeat": lambda s, c: lifecycle.heartbeat(s, c, LEASE),
+        "write_as": lambda s, c: lifecycle.write_as(s, c, report={"a": 1}),
+        "record_step": lambda s, c: lifecycle.record_step(s, c, 1, {"train_loss": 1.0}),
+        "record_checkpoint": lambda s, c: lifecycle.record_checkpoint(s, c, checkpoint),
+        "rewind": lambda s, c: lifecycle.rewind(s, c, 0),
+        "succeed": lambda s, c: lifecycle.succeed(s, c, []),
+        "fail": lambda s, c: lifecycle.fail(s, c, TrainingError("no")),
+        "confirm_cancelled": lifecycle.confirm_cancelled,
+        "hand_back": lambda s, c: lifecycle.hand_back(s, c, "x", count_attempt=True, max_attempts=3),
+    }
+
+
+@pytest.mark.parametrize("write", list(_stale_writes("")))
+def test_a_worker_that_was_replaced_can_write_nothing(database, write):
+    job_id = submit(database)
+    stale = claim(database, "old", lease=-1)
+    with database.write() as session:
+        assert lifecycle.reap(session, 3) == [job_id]
+    claim(database, "new")
+    before = job_of(database, job_id)
+    with pytest.raises(LeaseLostError), database.write() as session:
+        _stale_writes(job_id)[write](session, stale)
+    after = job_of(database, job_id)
+    columns = Job.__table__.columns.keys()
+    assert {name: getattr(after, name) for name in columns} == {name: getattr(before, name) for name in columns}
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(StepMetric)) == 0
+        assert session.scalar(select(func.count()).select_from(Checkpoint)) == 0
+
+
+def test_an_expired_lease_is_taken_back_and_fails_after_the_last_attempt(database):
+    job_id = submit(database)
+    for attempt in (1, 2):
+        assert claim(database, lease=-1).attempt == attempt
+        with database.write() as session:
+            assert lifecycle.reap(session, 3) == [job_id]
+        assert job_of(database, job_id).status == JobStatus.QUEUED
+    assert claim(database, lease=-1).attempt == 3
+    with database.write() as session:
+        assert lifecycle.reap(session, 3) == [job_id]
+    job = job_of(database, job_id)
+    assert (job.status, job.error_code, job.lease_owner) == (JobStatus.FAILED, "worker_lost", None)
+    assert "3 attempts" in job.error_message
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 3
+
+
+def test_a_live_lease_is_left_alone(database):
+    submit(database)
+    claim(database)
+    with database.write() as session:
+        assert lifecycle.reap(session, 3) == []
+
+
+def test_a_lost_job_whose_cancel_was_asked_for_ends_cancelled(database):
+    job_id = submit(database)
+    claim(database, lease=-1)
+    with database.write() as session:
+        lifecycle.cancel(session, session.get_one(Job, job_id))
+        lifecycle.reap(session, 3)
+    assert job_of(database, job_id).status == JobStatus.CANCELLED
+
+
+def test_a_crash_counts_as_an_attempt_and_a_stop_does_not(database):
+    job_id = submit(database)
+    for count, attempts in ((False, 0), (True, 1), (True, 2)):
+        taken = claim(database)
+        with database.write() as session:
+            lifecycle.hand_back(session, taken, "a test", count_attempt=count, max_attempts=3)
+        assert (job_of(database, job_id).status, job_of(database, job_id).attempt) == (JobStatus.QUEUED, attempts)
+    taken = claim(database)
+    with database.write() as session:
+        lifecycle.hand_back(session, taken, "a test", count_attempt=True, max_attempts=3)
+    assert job_of(database, job_id).error_code == "worker_lost"
+
+
+def test_cancelling_a_waiting_job_ends_it_at_once_and_twice_is_an_error(database):
+    job_id = submit(database)
+    with database.write() as session:
+        lifecycle.cancel(session, session.get_one(Job, job_id))
+    assert job_of(database, job_id).status == JobStatus.CANCELLED
+    assert claim(database) is None
+    with pytest.raises(InvalidRequestError, match="already been cancelled"), database.write() as session:
+        lifecycle.cancel(session, session.get_one(Job, job_id))
+
+
+def test_a_job_that_ended_has_exactly_one_end(database):
+    job_id = submit(database)
+    taken = claim(database)
+    with database.write() as session:
+        lifecycle.succeed(session, taken, [], trained_tokens=5)
+    for end in (lifecycle.confirm_cancelled, lambda s, c: lifecycle.fail(s, c, TrainingError("late"))):
+        with pytest.raises(LeaseLostError), database.write() as session:
+            end(session, taken)
+    job = job_of(database, job_id)
+    assert (job.status, job.trained_tokens, job.error_code) == (JobStatus.SUCCEEDED, 5, None)
+
+
+def test_artifacts_status_and_event_become_visible_together(database):
+    job_id = submit(database)
+    taken = claim(database)
+    project_id = job_of(database, job_id).project_id
+    artifact = File(
+        project_id=project_id, filename="a.zip", purpose="fine-tune-results", bytes=1, sha256="0", storage_key="k",
+        job_id=job_id,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError), database.write() as session:
+        lifecycle.succeed(session, taken, [artifact])
+        raise RuntimeError
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(File)) == 0
+    assert job_of(database, job_id).status == JobStatus.RUNNING
+
+
+def test_a_step_is_stored_once_and_a_rewind_drops_what_will_come_again(database):
+    job_id = submit(database)
+    taken = claim(database)
+    with database.write() as session:
+        for step in (1, 2, 3):
+            lifecycle.record_step(session, taken, step, {"train_loss": float(step)}, total_steps=9)
+        lifecycle.record_step(session, taken, 3, {"valid_loss": 0.5})
+    with database.read() as session:
+        last = session.get_one(StepMetric, (job_id, 3))
+        assert (last.train_loss, last.valid_loss) == (3.0, 0.5)
+    with database.write() as session:
+        lifecycle.rewind(session, taken, 1)
+    with database.read() as session:
+        assert session.scalars(select(StepMetric.step)).all() == [1]
+    assert (job_of(database, job_id).step, job_of(database, job_id).total_steps) == (1, 9)
+
+
+def test_a_checkpoint_of_a_later_attempt_replaces_the_earlier_one(database):
+    job_id = submit(database)
+    taken = claim(database)
+    for key in ("first", "second"):
+        with database.write() as session:
+            made = Checkpoint(job_id=job_id, step=4, storage_key=key, bytes=1, sha256="0", metrics={})
+            lifecycle.record_checkpoint(session, taken, made)
+    with database.read() as session:
+        assert lifecycle.last_checkpoint(session, job_id).storage_key == "second"
+
+
+def test_another_projects_job_is_not_found(database):
+    job_id = submit(database)
+    with database.write() as session:
+        other = create_project(session, "other").id
+    with database.read() as session, pytest.raises(NotFoundError):
+        lifecycle.get_job(session, other, job_id, JobKind.FINE_TUNE)
+    with database.read() as session, pytest.raises(NotFoundError):
+        lifecycle.get_job(session, job_of(database, job_id).project_id, job_id, JobKind.EVALUATION)
+
+
+@pytest.mark.parametrize("source", list(JobStatus))
+@pytest.mark.parametrize("target", list(JobStatus))
+def test_a_job_moves_along_the_graph_and_nowhere_else(sqlite_url, source, target):
+    from models.database import Database
+
+    database = Database(sqlite_url)
+    job_id = submit(database)
+    with database.write() as session:
+        session.get_one(Job, job_id).status = source
+    with database.write() as session:
+        moved = lifecycle._move(session, job_id, target)
+    assert moved == (target in TRANSITIONS[source])
+    assert job_of(database, job_id).status == (target if moved else source)
+    database.dispose()

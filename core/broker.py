@@ -27,19 +27,29 @@ def make_celery(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # kombu before 5.7 ignored the health check; without one a dead connection is noticed after hours.
-        broker_transport_options={
-            "global_keyprefix": "hone:",
-            "health_check_interval": 25,
-            "socket_connect_timeout": 2,
-            "socket_timeout": 10,
-            "socket_keepalive": True,
-        },
+        broker_transport_options=_transport_options(settings),
         # One worker a GPU and no talk among them: events and gossip would only load the broker.
         worker_send_task_events=False,
         worker_enable_remote_control=False,
     )
     return app
+
+
+def _transport_options(settings: Settings) -> dict[str, Any]:
+    if settings.resolved_redis_url.startswith("filesystem:"):
+        folders = {name: settings.home / "broker" / name for name in ("queue", "control")}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        queue = str(folders["queue"])
+        return {"data_folder_in": queue, "data_folder_out": queue, "control_folder": str(folders["control"])}
+    # kombu before 5.7 ignored the health check; without one a dead connection is noticed after hours.
+    return {
+        "global_keyprefix": "hone:",
+        "health_check_interval": 25,
+        "socket_connect_timeout": 2,
+        "socket_timeout": 10,
+        "socket_keepalive": True,
+    }
 
 
 def send_hint(app: Celery, job_id: str) -> None:

@@ -40,7 +40,7 @@ _WORKER_GRACE, _API_GRACE, _BROKER_GRACE = 110.0, 10.0, 5.0
 #: API and worker take some five seconds on two cores; a busy machine gets patience.
 _READY_SECONDS = 60.0
 #: An API that dies this often before it is ready will not get there.
-_TOO_MANY_DEATHS = 3
+_TOO_MANY_DEATHS = 2
 _PROBE_SECONDS = 0.1
 _SIGNAL = "signal"
 

@@ -1,5 +1,7 @@
 """The worker's Celery application: it receives hints, each of which wakes the slot (docs/decisions/0002)."""
 
+import signal
+import sys
 from typing import Any
 
 from celery import Celery, signals
@@ -51,18 +53,21 @@ def run(settings: Settings, command: Command = child_command) -> int:
     configure_logging()
     slot = Slot(Database(settings.resolved_database_url), Storage(settings.resolved_storage_url), settings, command)
     app = create_app(settings, slot)
-    worker = app.Worker(
-        pool="solo",
-        concurrency=1,
-        quiet=True,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        loglevel="INFO",
-    )
-    worker.start()
-    slot.drain()  # the worker may have ended for another reason than a signal
-    if not slot.join(DRAIN_SECONDS):
-        log.error("slot did not drain in time", seconds=DRAIN_SECONDS)
-        return 1
-    return worker.exitcode or 0
+    # Until Celery puts its own handler in place; the slot may have claimed a job by then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        worker = app.Worker(
+            pool="solo",
+            concurrency=1,
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            loglevel="INFO",
+        )
+        worker.start()
+        return worker.exitcode or 0
+    finally:
+        slot.drain()  # the worker may have ended for another reason than a signal
+        if not slot.join(DRAIN_SECONDS):
+            log.error("slot did not drain in time", seconds=DRAIN_SECONDS)

@@ -59,6 +59,8 @@ class Slot:
 
     def join(self, seconds: float) -> bool:
         """Wait for the end; False when it did not come in time."""
+        if self._thread.ident is None:  # never started
+            return True
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

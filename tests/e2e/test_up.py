@@ -152,6 +152,7 @@ def test_a_killed_up_takes_its_parts_with_it(serve: Callable[..., Hone]) -> None
     for words in PARTS.values():
         wait_for(lambda words=words: hone.part(*words) is not None)
     assert hone.stop(signal.SIGKILL) == -9
+    shutil.rmtree(Settings(home=hone.home).valkey_socket.parent)  # nobody was left to do it
 
 
 def test_a_port_that_is_taken_is_named(environment: dict[str, str]) -> None:

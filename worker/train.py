@@ -26,7 +26,6 @@ from worker.base_models import default_template, fingerprint, load_base, load_co
 from worker.checkpoints import read_manifest, sha256_of
 from worker.environment import device, fast_bfloat16, hardware, peak_memory, versions
 from worker.model_report import model_report
-from worker.parent import die_with_parent
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
@@ -182,7 +181,6 @@ def save(
 
 def main(arguments: list[str]) -> ExitCode:
     """Run the job that the command line names; every way to end has its exit code."""
-    die_with_parent()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     stop = StopRequest()
     stop.listen()

@@ -26,10 +26,9 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int)
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=name,
     )
     wrapped = get_peft_model(model, config)
-    wrapped.peft_config["default"].base_model_name_or_path = name
+    wrapped.peft_config["default"].base_model_name_or_path = name  # PEFT puts the worker's own path there
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

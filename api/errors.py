@@ -6,6 +6,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from obstore.exceptions import BaseError as StorageError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -78,6 +79,13 @@ async def database_away(_: Request, error: Exception) -> JSONResponse:
     )
 
 
+async def storage_away(_: Request, error: Exception) -> JSONResponse:
+    """The storage did not answer."""
+    log.error("storage_unavailable", error=str(error))
+    message = "The storage can't be reached at the moment. Try again in a few seconds."
+    return error_response(503, message, code="storage_unavailable", headers={"Retry-After": RETRY_AFTER})
+
+
 def unexpected_error(request_id: str) -> JSONResponse:
     """A fault of ours: the details are in the log alone, under the request's id."""
     message = f"The server met an unexpected error. Its log has the details under the request id {request_id}."
@@ -89,5 +97,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HoneError, hone_error)
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(StorageError, storage_away)
     for away in (OperationalError, InterfaceError, PoolTimeoutError):
         app.add_exception_handler(away, database_away)

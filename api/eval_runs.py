@@ -48,12 +48,13 @@ def _get_run(session: Session, project_id: str, eval_id: str, run_id: str) -> tu
         .join(Eval, Eval.id == EvalRun.eval_id)
         .where(EvalRun.id == run_id, Eval.id == eval_id, Eval.project_id == project_id)
     )
-    found = session.execute(mine).tuples().first()
+    found = session.execute(mine).first()
     if found is None:
         raise NotFoundError(
             f"No run '{run_id:.80}' of an eval '{eval_id:.80}' exists in this project.", code="not_found"
         )
-    return found
+    run, job = found
+    return run, job
 
 
 def _outcomes(session: Session, run_ids: Collection[str]) -> dict[str, Outcome]:
@@ -61,11 +62,11 @@ def _outcomes(session: Session, run_ids: Collection[str]) -> dict[str, Outcome]:
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     counted = select(EvalOutputItem.run_id, EvalOutputItem.status, func.count())
     grouped = counted.where(EvalOutputItem.run_id.in_(run_ids)).group_by(EvalOutputItem.run_id, EvalOutputItem.status)
-    for run_id, status, count in session.execute(grouped).tuples():
+    for run_id, status, count in session.execute(grouped):
         counts[run_id][status] = count
     files: dict[str, list[str]] = defaultdict(list)
     produced = select(File.job_id, File.id).where(File.job_id.in_(run_ids)).order_by(File.id)
-    for job_id, file_id in session.execute(produced).tuples():
+    for job_id, file_id in session.execute(produced):
         files[str(job_id)].append(file_id)
     return {run_id: Outcome(counts[run_id], files[run_id]) for run_id in run_ids}
 

@@ -49,7 +49,7 @@ def result_files(session: Session, job_ids: Collection[str]) -> dict[str, list[s
     """The ids of the files that each job has produced, in their order."""
     produced = select(File.job_id, File.id).where(File.job_id.in_(job_ids), File.purpose == RESULTS).order_by(File.id)
     found: dict[str, list[str]] = defaultdict(list)
-    for job_id, file_id in session.execute(produced).tuples():
+    for job_id, file_id in session.execute(produced):
         found[str(job_id)].append(file_id)
     return found
 

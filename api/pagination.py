@@ -56,7 +56,7 @@ def fetch_page(
             )
         query = query.where(id_column < after if order == "desc" else id_column > after)
     ordered = query.order_by(id_column.desc() if order == "desc" else id_column.asc())
-    rows = list(session.execute(ordered.limit(limit + 1)).tuples())
+    rows: list[tuple[*Columns]] = list(session.execute(ordered.limit(limit + 1)))
     return rows[:limit], len(rows) > limit
 
 

@@ -90,7 +90,8 @@ def clean_filename(name: str) -> str:
     """A name to show: the last part of the path, without control characters, at most 512 bytes."""
     last = PureWindowsPath(name).name  # knows both kinds of slash
     shown = "".join(character for character in last if unicodedata.category(character)[0] != "C")
-    return shown.encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", "ignore").strip() or "upload"
+    cut = shown.encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", "ignore").strip()
+    return cut if cut.strip(".") else "upload"
 
 
 def store_upload(parts: Parts, project_id: str, upload: Upload) -> File:

@@ -1,0 +1,72 @@
+import pytest
+from openai import NotFoundError, OpenAI
+from openai.types.eval_create_response import EvalCreateResponse
+from openai.types.eval_delete_response import EvalDeleteResponse
+from starlette.testclient import TestClient
+
+from tests.api.conftest import Shared
+from tests.api.driving import EVAL, error_of, run_body
+
+
+def test_openais_client_defines_renames_lists_and_deletes(client: OpenAI):
+    made = client.evals.create(**EVAL, metadata={"k": "v"})
+    raw = client.evals.with_raw_response.retrieve(made.id).http_response.json()
+    # The client's types know no code_bleu; everything else must fit them.
+    EvalCreateResponse.model_validate({**raw, "testing_criteria": []}, strict=True)
+    assert set(raw["data_source_config"]["schema"]["properties"]) == {"item", "sample"}
+    assert raw["testing_criteria"][0]["input"] == "{{sample.output_text}}"
+    assert raw["testing_criteria"][0]["weights"] == [0.25] * 4
+    assert client.evals.update(made.id, name="new").metadata == {"k": "v"}
+    assert client.evals.update(made.id, metadata=None).metadata is None
+    nameless = {field: value for field, value in EVAL.items() if field != "name"}
+    other = client.evals.create(**nameless)
+    assert [row.id for row in client.evals.list(limit=1)] == [made.id, other.id]
+    assert [row.id for row in client.evals.list(order="desc")] == [other.id, made.id]
+    assert client.evals.retrieve(made.id).name == "new"
+    deleted = client.evals.with_raw_response.delete(made.id).http_response.json()
+    assert EvalDeleteResponse.model_validate(deleted, strict=True).eval_id == made.id
+    with pytest.raises(NotFoundError):
+        client.evals.retrieve(made.id)
+
+
+def _criterion(**fields):
+    return {"testing_criteria": [{**EVAL["testing_criteria"][0], **fields}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"data_source_config": {"type": "logs"}}, "data_source_config", "'logs'. Use the type 'custom'"),
+        ({"data_source_config": {"type": "stored_completions"}}, "data_source_config", "'stored_completions'"),
+        ({"data_source_config": {"type": "custom"}}, "data_source_config.item_schema", "is missing"),
+        (_criterion(type="string_check"), "testing_criteria[0]", "'string_check'. Use the type 'code_bleu'"),
+        (_criterion(lang="java"), "testing_criteria[0].lang", "'python'"),
+        (_criterion(weights=[1, 1, 0, 0]), "testing_criteria[0]", "sum to 1"),
+        (_criterion(pass_threshold=2), "testing_criteria[0].pass_threshold", "less than or equal to 1"),
+        (_criterion(input="{{os.environ}}"), "testing_criteria[0]", "only {{item.<name>}}"),
+        (_criterion(reference="{% for %}{{ 7*7 }}"), "testing_criteria[0]", "only {{item.<name>}}"),
+        ({"testing_criteria": []}, "testing_criteria", "at least 1"),
+        ({"testing_criteria": EVAL["testing_criteria"] * 2}, "testing_criteria", "name of its own"),
+        ({"colour": 1}, "colour", "Known here: name, data_source_config"),
+        ({"name": ""}, "name", "at least 1"),
+    ],
+)
+def test_a_bad_eval_is_a_400_that_says_what_is_supported(shared: Shared, fields, param, words):
+    answer = shared.http.post("/v1/evals", json={**EVAL, **fields})
+    assert answer.status_code == 400
+    told = error_of(answer)
+    assert told["param"] == param
+    assert words in told["message"]
+    assert shared.http.get("/v1/evals").json()["data"] == []
+
+
+def test_an_eval_with_a_run_that_waits_stays_until_it_has_ended(http: TestClient):
+    eval_id = http.post("/v1/evals", json=EVAL).json()["id"]
+    source = {"type": "file_content", "content": [{"item": {"prompt": "p", "completion": "c"}}]}
+    run = http.post(f"/v1/evals/{eval_id}/runs", json=run_body(source)).json()
+    refused = http.delete(f"/v1/evals/{eval_id}")
+    assert refused.status_code == 400
+    assert run["id"] in error_of(refused)["message"]
+    assert http.post(f"/v1/evals/{eval_id}/runs/{run['id']}/cancel").status_code == 200
+    assert http.delete(f"/v1/evals/{eval_id}").status_code == 200
+    assert http.get(f"/v1/evals/{eval_id}/runs/{run['id']}").status_code == 404

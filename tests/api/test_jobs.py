@@ -1,0 +1,184 @@
+import pytest
+from openai import BadRequestError, OpenAI
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from starlette.testclient import TestClient
+
+from core.errors import TrainingError
+from core.resolve import Facts, resolve
+from core.specs import FineTuneSpec
+from core.storage import Storage
+from models import lifecycle
+from models.database import Database
+from models.tables import Job
+from tests.api.driving import CHAT, claim, error_of, fail_job, submit, train, upload
+
+FACTS = Facts(
+    train_samples=100,
+    mean_tokens=50,
+    p90_tokens=100,
+    longest_tokens=200,
+    context_length=512,
+    hidden_size=64,
+    device="cpu",
+    fast_bfloat16=False,
+    prompt_template="chat",
+)
+
+
+def test_openais_client_drives_a_job_from_upload_to_adapter(client: OpenAI, database: Database, storage: Storage):
+    file = client.files.create(file=("train.jsonl", CHAT), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=file.id,
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        suffix="mine",
+        seed=7,
+        metadata={"team": "a"},
+        extra_body={"hone": {"lora": {"r": 8}}},
+    )
+    raw = client.fine_tuning.jobs.with_raw_response.retrieve(job.id).http_response.json()
+    assert FineTuningJob.model_validate(raw, strict=True) == job
+    assert (job.status, job.seed, job.metadata, job.error) == ("queued", 7, {"team": "a"}, None)
+    assert job.hyperparameters.n_epochs == 2
+    assert job.hyperparameters.batch_size == "auto"
+    assert raw["hone"]["lora"]["r"] == 8
+    assert [event.message for event in client.fine_tuning.jobs.list_events(job.id)] == [
+        "Files validated, job queued",
+        f"Created fine-tuning job: {job.id}",
+    ]
+
+    train(database, storage)
+
+    done = client.fine_tuning.jobs.retrieve(job.id)
+    assert (done.status, done.trained_tokens) == ("succeeded", 7)
+    assert done.finished_at >= done.created_at
+    csv = client.files.content(done.result_files[0]).text
+    assert csv.startswith("step,train_loss\n")
+    assert client.models.retrieve(done.fine_tuned_model).id == done.fine_tuned_model
+    for event in client.fine_tuning.jobs.with_raw_response.list_events(job.id).http_response.json()["data"]:
+        FineTuningJobEvent.model_validate(event, strict=True)
+    (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(job.id)
+    raw = client.fine_tuning.jobs.checkpoints.with_raw_response.list(job.id).http_response.json()["data"][0]
+    assert FineTuningJobCheckpoint.model_validate(raw, strict=True) == checkpoint
+    assert checkpoint.fine_tuned_model_checkpoint == f"{done.fine_tuned_model}:ckpt-step-2"
+    assert (checkpoint.step_number, checkpoint.metrics.train_loss) == (2, 1.0)
+    assert checkpoint.metrics.train_mean_token_accuracy == 0.5
+
+    with pytest.raises(BadRequestError) as refusal:
+        client.fine_tuning.jobs.cancel(job.id)
+    assert refusal.value.code == "job_ended"
+
+
+def test_openais_client_cancels_and_walks_the_pages(client: OpenAI):
+    file = client.files.create(file=("train.jsonl", CHAT), purpose="fine-tune")
+    jobs = [
+        client.fine_tuning.jobs.create(model="tiny", training_file=file.id, metadata={"n": str(n % 2)})
+        for n in range(3)
+    ]
+    assert client.fine_tuning.jobs.cancel(jobs[0].id).status == "cancelled"
+    assert [job.id for job in client.fine_tuning.jobs.list(limit=1)] == [job.id for job in reversed(jobs)]
+    assert [job.id for job in client.fine_tuning.jobs.list(metadata={"n": "1"})] == [jobs[1].id]
+    assert client.fine_tuning.jobs.list_events(jobs[0].id, limit=1).data[0].message == "Job cancelled"
+
+
+def test_a_seed_is_chosen_and_told_when_none_is_given(http: TestClient, database: Database):
+    job = submit(http)
+    assert 0 <= job["seed"] < 2**31
+    with database.read() as session:
+        assert session.get_one(Job, job["id"]).spec["seed"] == job["seed"]
+
+
+def test_the_old_place_of_hyperparameters_still_works(http: TestClient):
+    job = submit(http, hyperparameters={"n_epochs": 3}, integrations=[], hone=None)
+    assert job["hyperparameters"]["n_epochs"] == 3
+    assert job["method"]["supervised"]["hyperparameters"]["n_epochs"] == 3
+    both = submit(
+        http,
+        hyperparameters={"n_epochs": 3},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+    )
+    assert both["hyperparameters"]["n_epochs"] == 3
+
+
+def test_each_auto_is_replaced_by_what_was_chosen_with_its_reason(http: TestClient, database: Database):
+    asked = submit(http, hyperparameters={"batch_size": 8}, hone={"training": {"warmup_steps": 5}})
+    assert asked["hone"]["training"]["learning_rate"] == "auto"
+    assert asked["hone"]["reasons"] == {}
+    taken = claim(database)
+    with database.write() as session:
+        job = session.get_one(Job, taken.job_id)
+        resolved = resolve(FineTuneSpec.model_validate(job.spec), FACTS)
+        lifecycle.write_as(session, taken, resolved=resolved.model_dump(mode="json"), total_steps=39)
+    job = http.get(f"/v1/fine_tuning/jobs/{asked['id']}").json()
+    assert job["status"] == "running"
+    assert job["hyperparameters"] == {"batch_size": 8, "learning_rate_multiplier": 1.0, "n_epochs": 3}
+    assert job["hone"]["training"]["learning_rate"] == resolved.learning_rate
+    assert job["hone"]["training"]["warmup_steps"] == 5
+    assert job["hone"]["data"]["max_seq_length"] == 128
+    assert "auto" not in [*job["hone"]["training"].values(), *job["hone"]["data"].values()]
+    assert job["hone"]["reasons"] == resolved.reasons
+    assert job["hone"]["progress"] == {"step": 0, "total_steps": 39, "attempt": 1}
+
+
+def test_a_failed_job_says_why(http: TestClient, database: Database):
+    job = submit(http)
+    fail_job(database, TrainingError("Out of memory. Use a smaller microbatch.", code="out_of_memory"))
+    failed = http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()
+    assert failed["status"] == "failed"
+    assert failed["error"] == {
+        "code": "out_of_memory",
+        "message": "Out of memory. Use a smaller microbatch.",
+        "param": None,
+    }
+    refused = http.get(f"/v1/fine_tuning/jobs/{job['id']}/adapter")
+    assert refused.status_code == 400
+    assert "its status is 'failed'" in error_of(refused)["message"]
+
+
+def test_a_running_job_is_asked_to_stop(http: TestClient, database: Database):
+    job = submit(http)
+    taken = claim(database)
+    answer = http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (200, "running")
+    with database.write() as session:
+        assert lifecycle.heartbeat(session, taken, 60).cancel
+        lifecycle.confirm_cancelled(session, taken)
+    assert http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["status"] == "cancelled"
+
+
+def test_metrics_come_in_the_order_of_steps_and_go_on_after_one(http: TestClient, database: Database, storage: Storage):
+    job = submit(http)
+    train(database, storage)
+    url = f"/v1/fine_tuning/jobs/{job['id']}/metrics"
+    steps = http.get(url).json()
+    assert [(row["step"], row["train_loss"], row["valid_loss"]) for row in steps["data"]] == [
+        (1, 2.0, None),
+        (2, 1.0, None),
+    ]
+    assert http.get(f"{url}?limit=1").json()["has_more"] is True
+    assert [row["step"] for row in http.get(f"{url}?after_step=1").json()["data"]] == [2]
+    assert http.get(f"{url}?after_step=2147483648").status_code == 400
+
+
+def test_files_must_be_there_and_be_for_training(http: TestClient):
+    wrong = upload(http, purpose="user_data")
+    for param in ("training_file", "validation_file"):
+        body = {"model": "tiny", "training_file": upload(http), param: wrong}
+        answer = http.post("/v1/fine_tuning/jobs", json=body)
+        assert answer.status_code == 400
+        told = error_of(answer)
+        assert (told["param"], told["code"]) == (param, "wrong_purpose")
+    assert http.get("/v1/fine_tuning/jobs").json()["data"] == []
+
+
+def test_metadata_filters(http: TestClient):
+    plain, labelled = submit(http), submit(http, metadata={"a.b c": "1", "k": ""})
+
+    def ids(query: str) -> list[str]:
+        return [job["id"] for job in http.get(f"/v1/fine_tuning/jobs?{query}").json()["data"]]
+
+    assert ids("metadata[a.b c]=1&metadata[k]=") == [labelled["id"]]
+    assert ids("metadata[k]=x") == []
+    assert ids("metadata=null") == [plain["id"]]
+    assert http.get('/v1/fine_tuning/jobs?metadata[a"b]=1').status_code == 400

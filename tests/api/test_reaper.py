@@ -1,0 +1,48 @@
+import time
+
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from core.settings import Settings
+from models import lifecycle
+from models.database import Database
+from models.status import JobStatus
+from models.tables import Job
+from tests.api.driving import submit, upload
+
+
+def eventually(check, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_job_whose_worker_fell_silent_is_queued_again(settings: Settings, key: str, database: Database):
+    quick = settings.model_copy(update={"reap_seconds": 0.05})
+    with TestClient(create_app(quick), headers={"Authorization": f"Bearer {key}"}) as http:
+        job = submit(http)
+        with database.write() as session:
+            taken = lifecycle.claim(session, "silent", lease_seconds=0.01)
+        assert taken is not None
+        url = f"/v1/fine_tuning/jobs/{job['id']}"
+        eventually(lambda: http.get(url).json()["status"] == "queued")
+        newest = http.get(f"{url}/events").json()["data"][0]
+        assert newest["level"] == "warn"
+        assert "stopped answering" in newest["message"]
+        with database.write() as session:  # and another worker can take it
+            assert lifecycle.claim(session, "other", 60) is not None
+            assert session.get_one(Job, job["id"]).status == JobStatus.RUNNING
+
+
+def test_a_file_whose_time_is_up_goes_unless_a_job_needs_it(settings: Settings, key: str, database: Database, tmp_path):
+    quick = settings.model_copy(update={"reap_seconds": 0.05})
+    with TestClient(create_app(quick), headers={"Authorization": f"Bearer {key}"}) as http:
+        needed, idle = upload(http), upload(http)
+        submit(http, training_file=needed)
+        with database.write() as session:
+            session.execute(text("UPDATE files SET expires_at = 1"))
+        eventually(lambda: http.get(f"/v1/files/{idle}").status_code == 404)
+        eventually(lambda: not (tmp_path / "storage" / "files" / idle).exists())
+        assert http.get(f"/v1/files/{needed}").status_code == 200

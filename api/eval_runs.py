@@ -1,8 +1,7 @@
 """/v1/evals/{id}/runs: run an eval on a model, follow it, and read the scores item by item."""
 
-import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -15,6 +14,7 @@ from api.file_access import require_input
 from api.json_body import StrictJsonRoute
 from api.models import find_fine_tuned_model
 from api.pagination import After, Order, Page, fetch_page, page_of
+from api.run_items import items_file_of
 from api.run_request import InlineSource, RunRequest
 from api.run_schemas import (
     STATUSES,
@@ -26,9 +26,7 @@ from api.run_schemas import (
     output_item,
     run_object,
 )
-from api.templates import item_paths, missing_path
-from api.uploads import store_file
-from core import dataset
+from api.templates import item_paths
 from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
@@ -90,7 +88,7 @@ def create_run(
         row = get_eval(session, project_id, eval_id)
         criteria = tuple(CodeBleuCriterion.model_validate(entry) for entry in row.testing_criteria["criteria"])
         _resolve_model(session, parts, project_id, body.data_source.model)  # before anything is stored
-    items_file = _items_file(parts, project_id, body, _paths(body, criteria))
+    items_file = items_file_of(parts, project_id, body, _paths(body, criteria))
     try:
         with parts.database.write() as session:
             run, job = _submit(session, parts, project_id, eval_id, body, criteria, items_file)
@@ -106,37 +104,6 @@ def _paths(body: RunRequest, criteria: Iterable[CodeBleuCriterion]) -> set[str]:
     """What the templates of the run and of its eval need of each item."""
     messages = [turn.to_spec().content for turn in body.data_source.input_messages.template]
     return item_paths([*messages, *(text for criterion in criteria for text in (criterion.input, criterion.reference))])
-
-
-def _items_file(parts: Parts, project_id: str, body: RunRequest, paths: set[str]) -> File:
-    """The file of the run's items, each of which has what the templates name. Raises InvalidRequestError."""
-    source = body.data_source.source
-    if isinstance(source, InlineSource):
-        items = [entry.item for entry in source.content]
-        _require_paths(items, paths, "data_source.source.content")
-        lines = (json.dumps({"item": item}, ensure_ascii=False).encode() + b"\n" for item in items)
-        report = {"format": "items", "samples": len(items), "problem_count": 0, "problems": []}
-        return store_file(parts, project_id, lines, filename="inline.jsonl", purpose="evals", report=report)
-    param = "data_source.source.id"
-    with parts.database.read() as session:
-        file = require_input(session, project_id, source.id, purpose="evals", param=param)
-    _require_paths(_read_items(parts, file), paths, param)
-    return file
-
-
-def _read_items(parts: Parts, file: File) -> Iterator[dict[str, Any]]:
-    return dataset.read_items(parts.storage.get(file.storage_key), parts.settings.max_line_bytes)
-
-
-def _require_paths(items: Iterable[dict[str, Any]], paths: set[str], param: str) -> None:
-    for number, item in enumerate(items, start=1):
-        if (path := missing_path(item, paths)) is not None:
-            raise InvalidRequestError(
-                f"Item {number} has no '{path}', which a template names as {{{{item.{path}}}}}. "
-                "Add it to the item or change the template.",
-                param=param,
-                code="missing_field",
-            )
 
 
 def _resolve_model(session: Session, parts: Parts, project_id: str, model_id: str) -> tuple[str, FineTunedModel | None]:

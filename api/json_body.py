@@ -1,12 +1,15 @@
-"""JSON bodies that can be stored: no NaN, no NUL, no half characters, no bottomless nesting."""
+"""JSON in and out: bodies that can be stored (no NaN, NUL, half characters or abysses), answers in one thread."""
 
 import json
 import math
 from collections.abc import Callable, Coroutine
+from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 #: No request of ours nests deeper than 12; Python's own limit is about 1,000 and would be met at random places.
 MAX_DEPTH = 64
@@ -73,8 +76,32 @@ def _unstorable_scalar(value: Any) -> str | None:
     return None
 
 
+def _answers_json(endpoint: Callable[..., Any], status_code: int | None) -> Callable[..., Any]:
+    """The endpoint, its model written as JSON in the thread that made it.
+
+    FastAPI would take a second thread for that, while the endpoint's session holds a connection or SQLite's write lock;
+    with all 40 threads waiting for just these, nobody would go on until a timeout.
+    """
+
+    @wraps(endpoint)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        made = endpoint(*args, **kwargs)
+        if not isinstance(made, BaseModel):
+            return made
+        # As any: a page's items are of the class that they are, not of the page's bound.
+        body = made.model_dump_json(serialize_as_any=True)
+        return Response(body, status_code=status_code or 200, media_type="application/json")
+
+    return answer
+
+
 class StrictJsonRoute(APIRoute):
-    """A route whose bodies are read by ``StrictJsonRequest``."""
+    """A route whose bodies are read by ``StrictJsonRequest`` and whose answers need no second thread."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if not iscoroutinefunction(endpoint):
+            endpoint = _answers_json(endpoint, options.get("status_code"))
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, given a strict request."""

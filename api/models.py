@@ -5,13 +5,14 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from api.deps import CatalogueDep, CurrentProject, ReadSession, WriteSession
+from api.json_body import StrictJsonRoute
 from api.pagination import Page, page_of
 from api.schemas import Deleted, ModelObject, base_model_object, fine_tuned_model_object
 from core.errors import InvalidRequestError, NotFoundError
 from models.status import ENDED
 from models.tables import FineTunedModel, Job
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictJsonRoute)
 
 
 def find_fine_tuned_model(session: Session, project_id: str, model_id: str) -> FineTunedModel | None:

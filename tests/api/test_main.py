@@ -1,7 +1,16 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx2
 from starlette.testclient import TestClient
+
+from api.main import create_app
+from models import accounts
+from models.database import Database
+from tests.api.conftest import served, small_settings
+from tests.api.driving import CHAT
 
 
 def test_importing_the_api_imports_neither_torch_nor_transformers():
@@ -51,3 +60,28 @@ def test_every_route_but_health_asks_for_a_key(http: TestClient):
             assert http.request(method.upper(), path, headers={"Authorization": ""}, json={}).status_code == 401
             asked += 1
     assert asked >= 27
+
+
+def test_sixty_clients_at_once_do_not_starve_each_other_of_threads(sqlite_url: str, tmp_path: Path):
+    # More than the 40 threads and the 15 connections. A request that needed a second thread while it holds SQLite's
+    # write lock would wait for those that wait for it, until the lock's timeout of 30 s.
+    database = Database(sqlite_url)
+    with database.write() as session:
+        key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    headers = {"Authorization": f"Bearer {key}"}
+    limits = httpx2.Limits(max_connections=60)
+    with (
+        served(create_app(small_settings(tmp_path, sqlite_url))) as url,
+        httpx2.Client(base_url=f"{url}/v1", headers=headers, limits=limits, timeout=25) as http,
+        ThreadPoolExecutor(60) as pool,
+    ):
+        made = http.post("/files", data={"purpose": "fine-tune"}, files={"file": ("a", CHAT)}).json()
+        body = {"model": "tiny", "training_file": made["id"]}
+
+        def ask(number: int) -> int:
+            write = number % 2
+            answer = http.post("/fine_tuning/jobs", json=body) if write else http.get("/fine_tuning/jobs")
+            return answer.status_code
+
+        assert set(pool.map(ask, range(180))) == {200}
+    database.dispose()

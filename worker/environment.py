@@ -61,6 +61,12 @@ def hardware() -> dict[str, Any]:
     return found
 
 
+def device_memory() -> int:
+    """Bytes of memory of the device that trains."""
+    found = hardware()
+    return int(found.get("gpu_memory", found["memory"]))
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that can change a result."""
     found = {"python": platform.python_version()}

@@ -24,8 +24,8 @@ from core.resolve import Facts, Resolved, resolve
 from worker.artifacts import write_artifacts
 from worker.base_models import default_template, fingerprint, load_base, load_config, load_tokenizer
 from worker.checkpoints import read_manifest, sha256_of
-from worker.environment import device, fast_bfloat16, hardware, peak_memory, versions
-from worker.model_report import model_report
+from worker.environment import device, device_memory, fast_bfloat16, hardware, peak_memory, versions
+from worker.model_report import model_report, weight_bytes
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
@@ -70,7 +70,11 @@ def prepare(job: TrainingInput) -> Prepared:
             longest_tokens=lengths[-1],
             context_length=config.max_position_embeddings,
             hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            weight_bytes=weight_bytes(config, spec.hone.quantization),
             device=device(),
+            device_memory=device_memory(),
             fast_bfloat16=fast_bfloat16(),
             prompt_template=template,
         ),

@@ -256,9 +256,9 @@ def test_each_option_is_used(changes, tiny_llama, tmp_path):
         asked = changes["training"]
         assert resolved.gradient_checkpointing == (asked.gradient_checkpointing is True)
         if asked.lr_scheduler == "constant":
-            assert rates == pytest.approx([0, 2e-3 / 3, 4e-3 / 3, 2e-3])
+            assert rates == pytest.approx([0, 4e-3 / 3, 8e-3 / 3, 4e-3])
         else:
-            assert rates == pytest.approx([2e-3, 1.5e-3, 1e-3, 5e-4])
+            assert rates == pytest.approx([4e-3, 3e-3, 2e-3, 1e-3])
     if changes.get("data") and changes["data"].max_seq_length == 24:
         assert report["dataset"]["cut_samples"] > 0
         assert not [line for line in ended.of(Step) if "valid_loss" in line.metrics]

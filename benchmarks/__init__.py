@@ -1,0 +1,1 @@
+"""What prints each figure that README quotes."""

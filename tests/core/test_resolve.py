@@ -113,7 +113,7 @@ def test_activations_are_recomputed_only_where_they_do_not_fit():
         return resolved.microbatch_size, resolved.gradient_checkpointing
 
     assert on(80) == (16, False)
-    assert on(40) == (16, False)
+    assert on(40) == (8, False)
     assert on(24) == (8, True)
     assert on(8) == (8, True)
 

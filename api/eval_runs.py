@@ -26,11 +26,11 @@ from api.run_schemas import (
     output_item,
     run_object,
 )
-from api.templates import item_paths
 from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
 from core.specs import CodeBleuCriterion, EvaluationSpec, SamplingSpec
+from core.templates import item_paths
 from models import lifecycle
 from models.status import JobKind
 from models.tables import Eval, EvalOutputItem, EvalRun, File, FineTunedModel, Job

@@ -8,8 +8,8 @@ from pydantic_core import PydanticCustomError
 
 from api.pagination import Listed
 from api.schemas import Metadata
-from api.templates import normalize
 from core.specs import CodeBleuCriterion, Spec
+from core.templates import normalize
 from models.tables import Eval
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from api.deps import Parts
 from api.file_access import require_input
 from api.run_request import InlineSource, RunRequest
-from api.templates import missing_path
 from api.uploads import store_file
 from core import dataset
 from core.errors import InvalidRequestError
+from core.templates import missing_path
 from models.tables import File
 
 

@@ -6,8 +6,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from api.eval_schemas import only_type
 from api.schemas import Metadata
-from api.templates import normalize
 from core.specs import SamplingSpec, Spec, TemplateMessage
+from core.templates import normalize
 
 
 class InputText(Spec):

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from api.job_schemas import Progress, progress_of
 from api.pagination import Listed
-from api.templates import render
-from core.specs import EvaluationSpec
+from core.specs import EvaluationSpec, TemplateMessage
+from core.templates import render
 from models.status import JobStatus
 from models.tables import EvalOutputItem, EvalRun, Job
 
@@ -238,11 +238,16 @@ def output_item(row: EvalOutputItem, run: EvalRun, job: Job) -> OutputItem:
     )
 
 
+def _prompt(message: TemplateMessage, row: EvalOutputItem) -> ItemMessage:
+    content = render(message.content, {"item": row.item}, where=f"item {row.position}")
+    return ItemMessage(role=message.role, content=content)
+
+
 def _sample(row: EvalOutputItem, job: Job) -> ItemSample:
     spec = EvaluationSpec.model_validate(job.spec)
     tokens = int(row.sample.get("tokens", 0))
     return ItemSample(
-        input=[ItemMessage(role=message.role, content=render(message.content, row.item)) for message in spec.messages],
+        input=[_prompt(message, row) for message in spec.messages],
         output=[ItemMessage(role="assistant", content=row.sample["output_text"])],
         finish_reason=row.sample["finish_reason"],
         model=job.model,

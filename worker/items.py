@@ -8,8 +8,8 @@ from typing import Any
 from core.dataset import Message, Role, read_items, read_lines
 from core.errors import DatasetError
 from core.specs import CodeBleuCriterion, EvaluationSpec, TemplateMessage
+from core.templates import render
 from worker.protocol import EvaluationInput
-from worker.templates import render
 
 _CHUNK = 2**20
 
@@ -48,13 +48,11 @@ def _item(line: int, fields: dict[str, Any], spec: EvaluationSpec) -> Item:
 
 def _message(message: TemplateMessage, fields: dict[str, Any], line: int) -> Message:
     role: Role = "system" if message.role == "developer" else message.role
-    return Message(role, render(message.content, {"item": fields}, line=line))
+    return Message(role, render(message.content, {"item": fields}, where=f"line {line}"))
 
 
 def render_pair(criterion: CodeBleuCriterion, item: Item, code: str) -> tuple[str, str]:
     """Candidate and reference of a criterion, given the code of the item's answer."""
     values = {"item": item.fields, "sample": {"output_text": code}}
-    return (
-        render(criterion.input, values, line=item.line),
-        render(criterion.reference, values, line=item.line),
-    )
+    where = f"line {item.line}"
+    return render(criterion.input, values, where=where), render(criterion.reference, values, where=where)

@@ -26,15 +26,12 @@ _DESCRIPTION = "Fine-tuning and evaluation in OpenAI's wire format. Everything b
 
 def make_parts(settings: Settings) -> Parts:
     """Open what the application needs. Raises InvalidRequestError when the catalogue can't be read."""
-    celery = make_celery(settings)
-    # kombu would try for seconds within one call; the relay tries again by itself, and readers of /readyz do not wait.
-    celery.conf.broker_transport_options |= {"max_retries": 1, "interval_start": 0, "interval_max": 0}
     return Parts(
         settings=settings,
         database=Database(settings.resolved_database_url),
         storage=Storage(settings.resolved_storage_url),
         catalogue=load_catalogue(settings),
-        celery=celery,
+        celery=make_celery(settings),
     )
 
 

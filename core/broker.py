@@ -35,13 +35,23 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
+#: kombu tries for 6 s within one call to send, whatever the call asks for. One try is enough: who sends tries again by
+#: itself, and workers poll the database. A worker's own connection is not held by this; it tries without end.
+_ONE_TRY = {"max_retries": 1, "interval_start": 0, "interval_max": 0}
+
+
 def _transport_options(settings: Settings) -> dict[str, Any]:
     if settings.resolved_redis_url.startswith("filesystem:"):
         folders = {name: settings.home / "broker" / name for name in ("queue", "control")}
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         queue = str(folders["queue"])
-        return {"data_folder_in": queue, "data_folder_out": queue, "control_folder": str(folders["control"])}
+        return {
+            "data_folder_in": queue,
+            "data_folder_out": queue,
+            "control_folder": str(folders["control"]),
+            **_ONE_TRY,
+        }
     # kombu before 5.7 ignored the health check; without one a dead connection is noticed after hours.
     return {
         "global_keyprefix": "hone:",
@@ -49,10 +59,15 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "socket_connect_timeout": 2,
         "socket_timeout": 10,
         "socket_keepalive": True,
+        **_ONE_TRY,
     }
 
 
 def send_hint(app: Celery, job_id: str) -> None:
-    """Tell any worker that ``job_id`` waits. Raises kombu's OperationalError when the broker is away."""
+    """Tell any worker that ``job_id`` waits.
+
+    Raises kombu's OperationalError when the broker is away: at once when it refuses the connection, after 4 s when
+    nobody answers.
+    """
     options: dict[str, Any] = {"args": [job_id], "queue": QUEUE, "retry": False}
     app.send_task(HINT, **options)

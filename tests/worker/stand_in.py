@@ -38,6 +38,23 @@ def loss(step: int) -> float:
     return 2.0 / step
 
 
+_FACTS = Facts(
+    train_samples=100,
+    mean_tokens=10,
+    p90_tokens=20,
+    longest_tokens=30,
+    context_length=512,
+    hidden_size=64,
+    intermediate_size=128,
+    layers=2,
+    weight_bytes=2**20,
+    device_memory=2**30,
+    device="cpu",
+    fast_bfloat16=False,
+    prompt_template="chat",
+)
+
+
 class StandIn:
     def __init__(self, modes: dict[str, str], lines: LineWriter, out: Path) -> None:
         self.modes, self.lines, self.out = modes, lines, out
@@ -50,8 +67,7 @@ class StandIn:
 
     def train(self, job: TrainingInput) -> ExitCode:
         first = json.loads((job.resume_from / "state.json").read_text())["step"] if job.resume_from else 0
-        facts = Facts(100, 10, 20, 30, 512, 64, "cpu", False, "chat")
-        resolved = resolve(job.spec, facts).model_copy(update={"total_steps": self.total})
+        resolved = resolve(job.spec, _FACTS).model_copy(update={"total_steps": self.total})
         report = {"samples": len(job.train_file.read_text().splitlines())}
         self.lines.send(Started(resolved=resolved, report=report, step=first))
         if "fail" in self.modes:

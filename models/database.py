@@ -21,7 +21,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True)
+        self.engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
         self._writer = self.engine.execution_options(hone_write=True)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self.on_outbox: Callable[[], None] = lambda: None
@@ -49,6 +49,31 @@ class Database:
     def dispose(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+#: When a server that is gone is noticed: after 5 s while connecting, 30 s after sending what it never confirms, and
+#: 30 + 3 x 10 s into waiting for an answer. The kernel's own limits are 2 minutes, 15 minutes and 2 hours.
+_LIVENESS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+def _postgresql(url: str) -> Engine:
+    asked = make_url(url).query
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        # The API works in 40 threads (anyio's limit), each with one session at most, and has three more of its own: so
+        # no request ever waits for a connection. Ten are kept; the others are closed when the burst is over. Two API
+        # processes and their workers stay below the 100 connections that PostgreSQL allows by default.
+        pool_size=10,
+        max_overflow=35,
+        connect_args={name: value for name, value in _LIVENESS.items() if name not in asked},
+    )
 
 
 def _sqlite(url: str) -> Engine:

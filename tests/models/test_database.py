@@ -1,5 +1,6 @@
 """Sessions, migrations and keys on both engines."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 import migrations
 from core.errors import AuthenticationError
@@ -75,6 +76,46 @@ def test_readers_do_not_wait_for_a_writer(database):
         writer.flush()
         with database.read() as reader:
             assert reader.scalars(select(Project)).all() == []
+
+
+def test_every_thread_of_the_api_gets_a_connection_at_once(postgres_url):
+    database = Database(postgres_url)
+    together = threading.Barrier(43)
+
+    def read(_):
+        with database.read() as session:
+            session.scalar(text("SELECT 1"))
+            together.wait(20)
+
+    with ThreadPoolExecutor(43) as pool:
+        list(pool.map(read, range(43)))
+    database.dispose()
+
+
+def test_a_database_that_does_not_answer_is_told_within_seconds():
+    """The port accepts and then says nothing, as a server behind a dead host does."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        database = Database(f"postgresql+psycopg://u:p@127.0.0.1:{listener.getsockname()[1]}/d")
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            database.ping()
+        assert time.monotonic() - began < 8
+
+
+def test_dead_connections_are_noticed_unless_the_url_says_otherwise(postgres_url):
+    def options(url):
+        database = Database(url)
+        with database.engine.connect() as connection:
+            return connection.connection.driver_connection.info.get_parameters()
+
+    found = options(postgres_url)
+    assert (found["connect_timeout"], found["tcp_user_timeout"]) == ("5", "30000")
+    assert (found["keepalives_idle"], found["keepalives_interval"], found["keepalives_count"]) == ("30", "10", "3")
+    joint = "&" if "?" in postgres_url else "?"
+    found = options(f"{postgres_url}{joint}tcp_user_timeout=60000")
+    assert (found["connect_timeout"], found["tcp_user_timeout"]) == ("5", "60000")
 
 
 def test_foreign_keys_hold(database):

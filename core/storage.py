@@ -3,13 +3,26 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 CHUNK = 2**20
+
+#: How long a store that fails is tried again; obstore's own 3 minutes would hold a thread of the API for as long. A
+#: request has 30 s and a connection 5 s, obstore's defaults: so an endpoint that hangs is told after 30 s. These are
+#: not set here, because client options that are passed replace those of the environment (AWS_ALLOW_HTTP).
+_RETRY: "RetryConfig" = {
+    "retry_timeout": timedelta(seconds=25),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Storage:
             folder.mkdir(parents=True, exist_ok=True)
             self._store: ObjectStore = LocalStore(folder)
         else:
-            self._store = from_url(url)
+            self._store = from_url(url, retry_config=_RETRY)
 
     def put(self, key: str, chunks: Iterable[bytes]) -> Stored:
         """Store a stream of bytes under ``key``; readers see it whole, after this returns, or not at all."""

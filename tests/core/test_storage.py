@@ -1,9 +1,14 @@
 """Storage: an object is whole or absent."""
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from obstore.store import S3Store
 
 from core.storage import CHUNK, Storage
 
@@ -57,3 +62,38 @@ def test_a_folder_with_spaces_and_percent_signs_is_found(tmp_path: Path):
     folder = tmp_path / "a b%20c"
     Storage(folder.as_uri()).put("x", [b"1"])
     assert (folder / "x").read_bytes() == b"1"
+
+
+class _Empty(BaseHTTPRequestHandler):
+    """An S3 with nothing in it."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """A bucket behind plain HTTP, which the environment alone allows, as with MinIO."""
+    with HTTPServer(("127.0.0.1", 0), _Empty) as server:
+        named = {"REGION": "r", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ALLOW_HTTP": "true"}
+        for name, value in {**named, "ENDPOINT": f"http://127.0.0.1:{server.server_port}"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Storage("s3://bucket/prefix")
+        server.shutdown()
+
+
+def test_an_endpoint_of_the_environment_is_asked(s3: Storage):
+    with pytest.raises(FileNotFoundError):
+        s3.get("x")
+
+
+def test_an_endpoint_that_hangs_is_not_tried_for_minutes(s3: Storage):
+    store = s3._store
+    assert isinstance(store, S3Store)
+    assert store.retry_config is not None
+    assert store.retry_config["retry_timeout"] < timedelta(seconds=30), "one request takes up to 30 s"

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from core.errors import HoneError
 from core.specs import CodeBleuCriterion
 from worker.items import Item, load_items, render_pair
-from worker.parent import die_with_parent
 from worker.protocol import Done, EvaluationInput, Event, ExitCode, Failed, LineWriter, take_stdout
 from worker.scoring import Pair, PairScore, Scorer, corpus
 
@@ -169,7 +168,6 @@ def _scored(criterion: CodeBleuCriterion, score: PairScore) -> dict[str, Any]:
 def main(arguments: list[str]) -> ExitCode:
     """Run the job that the command line names; every way to end has its exit code."""
     signal.signal(signal.SIGTERM, _stop)
-    die_with_parent()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     lines = take_stdout()
     source, out = Path(arguments[0]), Path(arguments[1])

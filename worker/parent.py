@@ -16,13 +16,12 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int | None = None) -> None:
+def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when its parent dies. Linux only; elsewhere nothing is asked.
 
     The kernel's "parent" is the thread that forked, so that thread has to outlive this process. ``parent`` is the id
     that the parent had at the fork; if it is gone by now the signal would never come, so this process ends at once.
     """
-    parent = os.getppid() if parent is None else parent
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:

@@ -173,6 +173,16 @@ def test_a_run_that_is_told_to_stop_stops_at_once(tiny_llama, tmp_path):
         assert child.wait(timeout=5) == ExitCode.STOPPED
 
 
+def test_a_run_outlives_the_shell_that_started_it(tiny_llama, tmp_path):
+    in_a_shell = ["sh", "-c", '"$@" & wait', "sh", *command(write_input(tmp_path, tiny_llama, criteria=[ANSWER]))]
+    with subprocess.Popen(in_a_shell, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as shell:
+        assert isinstance(parse_line(shell.stdout.readline()), Event)
+        shell.kill()
+        shell.wait()
+        lines = [parse_line(line) for line in shell.stdout]
+    assert isinstance(lines[-1], Done)
+
+
 def test_input_that_can_not_be_read_is_a_crash_with_a_trace(tmp_path):
     (tmp_path / "input.json").write_text("{}")
     code, lines, stderr = evaluate(tmp_path / "input.json")

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,23 @@ import psutil
 from openai import OpenAI
 
 from core.settings import Settings
-from tests.worker.world import wait_for
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 60
+#: Each look costs the API some milliseconds, which two cores would rather train with.
+POLL_SECONDS = 0.1
 ENDED = ("succeeded", "failed", "cancelled")
 
-#: How each part's command begins behind the interpreter, or what its name is.
-PARTS = {"api": ["-m", "api"], "worker": ["-m", "worker"], "valkey": ["valkey-server"]}
+#: Behind the interpreter, each part's command begins like this.
+PARTS = {"api": ["-m", "api"], "worker": ["-m", "worker"], "training": ["-m", "worker.train"]}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Look until the condition is true; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(POLL_SECONDS)
 
 
 def write_catalogue(folder: Path, model: Path) -> Path:
@@ -57,7 +67,7 @@ class Service:
 
     def __init__(self, process: "subprocess.Popen[bytes]", ready: dict[str, Any], environment: dict[str, str]) -> None:
         self.process = process
-        self.base_url, self.key, self.pid = ready["base_url"], ready["api_key"], ready["pid"]
+        self.base_url, self.key = ready["base_url"], ready["api_key"]
         self.environment = environment
         self.home = Path(environment["HONE_HOME"])
         #: Every process that was ever looked at; none may be left at the end.
@@ -73,23 +83,8 @@ class Service:
         return found
 
     def part(self, name: str) -> psutil.Process | None:
-        """The API, the worker or Valkey."""
-        return self._find(PARTS[name])
-
-    def training(self) -> psutil.Process | None:
-        """The worker's child that trains."""
-        return self._find(["-m", "worker.train"])
-
-    def _find(self, words: list[str]) -> psutil.Process | None:
-        for process in self.processes():
-            try:
-                command = process.cmdline()
-            except psutil.NoSuchProcess:
-                continue
-            # Before it becomes its part, a process is worker.parent with the part's command behind it.
-            if command[1 : 1 + len(words)] == words or [Path(word).name for word in command[:1]] == words:
-                return process
-        return None
+        """The API, the worker, the worker's child that trains, or Valkey."""
+        return next((process for process in self.processes() if _is(process, name)), None)
 
     def kill(self, name: str) -> None:
         """SIGKILL a part, and wait until another process has taken its place."""
@@ -114,6 +109,17 @@ class Service:
         _, alive = psutil.wait_procs(list(self.seen), timeout=5)
         assert alive == []
         assert not Settings(home=self.home).valkey_socket.parent.exists()
+
+
+def _is(process: psutil.Process, name: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    if name == "valkey":  # it writes its socket behind its name
+        return bool(command) and "valkey-server" in command[0]
+    # Exactly: before it becomes its part, a process is `-m worker.parent` with the part's command behind it.
+    return command[1:3] == PARTS[name]
 
 
 def log_of(service: Service, name: str) -> str:

@@ -18,9 +18,18 @@ from openai._legacy_response import HttpxBinaryResponseContent
 from openai.types.evals import RunRetrieveResponse
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.e2e.service import ENDED, Service, as_lines, log_of, served, tiny_options, train_lines, write_catalogue
+from tests.e2e.service import (
+    ENDED,
+    POLL_SECONDS,
+    Service,
+    as_lines,
+    log_of,
+    served,
+    tiny_options,
+    train_lines,
+    write_catalogue,
+)
 
-POLL_SECONDS = 0.1
 #: 42 of 48 samples in batches of 4, twice.
 TOTAL_STEPS = 22
 REFERENCE = "def add(first):\n    total = first + {0}\n    return total"
@@ -136,6 +145,14 @@ def steps_of(client: OpenAI, job_id: str) -> list[dict[str, Any]]:
     page: Any = client.get(f"/fine_tuning/jobs/{job_id}/metrics", cast_to=object)
     assert not page["has_more"]
     return list(page["data"])
+
+
+def test_the_ready_file_is_for_its_owner_alone(service: Service) -> None:
+    ready = service.home / "ready.json"
+    assert ready.stat().st_mode & 0o777 == 0o600
+    told = json.loads(ready.read_text())
+    assert told == {"base_url": service.base_url, "api_key": service.key, "pid": service.process.pid}
+    assert told["base_url"].endswith("/v1")
 
 
 # --- The fine-tune ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import TrainingError
-from core.specs import Precision, PromptTemplate, QuantizationSpec
+from core.specs import DataSpec, Precision, PromptTemplate, QuantizationSpec
 from worker.base_models import default_template, load_base, load_config, load_tokenizer
 from worker.environment import device, fast_bfloat16
 from worker.generate import Answer, generate, require_room
@@ -38,13 +38,13 @@ class Answers:
 def answer_items(job: EvaluationInput, items: Sequence[Item], lines: LineWriter) -> Answers:
     """Generate the job's answers, telling how far it is. Raises HoneError for what trying again would not mend."""
     tokenizer = load_tokenizer(job.base_model, job.cache)
-    prompts = encode_items(job, items, tokenizer)
+    trained = read_training(job.adapter)
+    prompts = encode_items(job, items, tokenizer, trained.system_prompt)
     context = int(load_config(job.base_model, job.cache).max_position_embeddings)
     require_room(prompts, job.spec.sampling.max_tokens, context, [f"line {item.line}" for item in items])
-    quantization = read_quantization(job.adapter)
 
     lines.send(Event(message=f"Loading base model {job.spec.base_model}"))
-    model = load_base(job.base_model, job.cache, quantization, _precision())
+    model = load_base(job.base_model, job.cache, trained.quantization, _precision())
     densify_(model)
 
     compare = job.adapter is not None and job.spec.compare_base
@@ -61,13 +61,18 @@ def answer_items(job: EvaluationInput, items: Sequence[Item], lines: LineWriter)
     return Answers(texts, tuned, base if compare else None, teller.seconds)
 
 
-def encode_items(job: EvaluationInput, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Each item's prompt in tokens. Raises TrainingError naming the line where the template can't render its turns."""
+def encode_items(
+    job: EvaluationInput, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None
+) -> list[list[int]]:
+    """Each item's prompt in tokens; ``system_prompt`` stands before messages that have none of their own.
+
+    Raises TrainingError naming the line where the template can't render its turns.
+    """
     template = _template(job, tokenizer)
     prompts = []
     for item in items:
         try:
-            prompts.append(encode_prompt(item.messages, template, tokenizer))
+            prompts.append(encode_prompt(item.messages, template, tokenizer, system_prompt))
         except TemplateError as error:
             raise TrainingError(
                 f"line {item.line}: the model's chat template refuses these messages: {error}. Change the roles of the "
@@ -86,16 +91,26 @@ def _template(job: EvaluationInput, tokenizer: PreTrainedTokenizerBase) -> Promp
     return default_template(job.base_model, tokenizer)
 
 
-def read_quantization(adapter: Path | None) -> QuantizationSpec:
-    """How the base was kept when the adapter was trained, by its manifest; the default where that is not said."""
+@dataclass(frozen=True)
+class TrainedWith:
+    """What an adapter was trained with: its base has to be kept and asked in the same way."""
+
+    quantization: QuantizationSpec = field(default_factory=QuantizationSpec)
+    system_prompt: str | None = None
+
+
+def read_training(adapter: Path | None) -> TrainedWith:
+    """What an adapter was trained with, by its manifest; the defaults where there is none of these."""
     if adapter is None or not (adapter / "manifest.json").is_file():
-        return QuantizationSpec()
+        return TrainedWith()
     try:
-        manifest = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))
-        return QuantizationSpec.model_validate(manifest["spec"]["hone"]["quantization"])
+        asked = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))["spec"]["hone"]
+        data = DataSpec.model_validate(asked["data"])
+        return TrainedWith(QuantizationSpec.model_validate(asked["quantization"]), data.system_prompt)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise TrainingError(
-            "The adapter's manifest.json does not say how its base model was quantized. Train the adapter again.",
+            "The adapter's manifest.json does not say how its base model was quantized and prompted. "
+            "Train the adapter again.",
             code="adapter_unusable",
         ) from error
 

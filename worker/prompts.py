@@ -41,10 +41,14 @@ def encode_sample(
 
 
 def encode_prompt(
-    messages: Sequence[Message], template: PromptTemplate, tokenizer: PreTrainedTokenizerBase
+    messages: Sequence[Message],
+    template: PromptTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    system_prompt: str | None = None,
 ) -> list[int]:
     """The tokens that an answer follows, ending where the assistant's turn begins."""
-    return _encode(_render(tuple(messages), template, tokenizer, open_answer=True), tokenizer).input_ids
+    turns = _with_system(tuple(messages), system_prompt)
+    return _encode(_render(turns, template, tokenizer, open_answer=True), tokenizer).input_ids
 
 
 def _with_system(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:

@@ -25,8 +25,11 @@ CORPUS = {
 @pytest.fixture(scope="module")
 def adapter(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_adapter(tiny_llama, tmp_path_factory.mktemp("adapter"))
-    quantization = {"type": "nf4", "double_quantization": False}
-    (folder / "manifest.json").write_text(json.dumps({"spec": {"hone": {"quantization": quantization}}}))
+    hone = {
+        "quantization": {"type": "nf4", "double_quantization": False},
+        "data": {"system_prompt": "You write Python."},
+    }
+    (folder / "manifest.json").write_text(json.dumps({"spec": {"hone": hone}}))
     return folder
 
 
@@ -119,7 +122,10 @@ def test_every_item_is_kept_with_prompt_answers_and_scores(run):
     for row, item in zip(rows, ITEMS, strict=True):
         assert row["item"] == item
         question = item["question"]
-        assert row["prompt"] == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        assert row["prompt"] == (
+            "<|im_start|>system\nYou write Python.<|im_end|>\n"
+            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        ), "as in training"
         assert row["status"] == "fail"
         assert {"output_text", "code", "finish_reason", "tokens"} == set(row["sample"]) == set(row["base"])
         answer, itself = row["results"]
@@ -142,6 +148,7 @@ def test_a_base_model_is_evaluated_alone(tiny_llama, tmp_path):
     assert lines[-1].report["criteria"][0]["base"] is None
     row = json.loads((tmp_path / "out" / "artifacts" / "items.jsonl").read_text().splitlines()[0])
     assert row["base"] is None
+    assert "system" not in row["prompt"]
     assert row["results"][0]["base"] is None
 
 

@@ -65,12 +65,13 @@ def test_only_the_completion_counts_in_the_loss(template, tokenizer):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("sample", [INSTRUCTION, CHAT], ids=["instruction", "chat"])
-def test_an_evaluations_prompt_is_token_for_token_the_one_of_training(template, sample, tokenizer, llama2_like):
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_an_evaluations_prompt_is_token_for_token_the_one_of_training(template, sample, system, tokenizer, llama2_like):
     for each in (tokenizer, llama2_like):
         if template == "chat" and each is llama2_like:
             continue
-        prompt = encode_prompt(sample.messages[:-1], template, each)
-        encoded = encode_sample(sample, template, each)
+        prompt = encode_prompt(sample.messages[:-1], template, each, system)
+        encoded = encode_sample(sample, template, each, system)
         assert encoded.input_ids[: len(prompt)] == prompt
         assert encoded.trained[len(prompt)]
         assert each.eos_token_id not in prompt[-1:]

@@ -48,29 +48,30 @@ def fine_tune(client: OpenAI, model: str, training_file: str) -> tuple[FineTunin
         method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
         extra_body={"hone": HONE_OPTIONS},
     )
-    steps: list[dict[str, Any]] = []
+    steps: dict[int, dict[str, Any]] = {}
 
     def look() -> FineTuningJob:
         return client.fine_tuning.jobs.retrieve(job.id)
 
     def show(present: FineTuningJob, live: LiveJob) -> None:
-        steps.extend(new_steps(client, job.id, steps[-1]["step"] if steps else -1))
+        # From the last step on, and not after it: its validation loss comes some seconds later than its training loss.
+        fresh = steps_from(client, job.id, max(steps, default=0))
+        steps.update((step["step"], step) for step in fresh)
         progress = (present.model_extra or {})["hone"]["progress"]
-        figures = step_figures(steps) or last_event(client, job.id)
+        figures = step_figures(list(steps.values())) or last_event(client, job.id)
         live.update(progress["step"], progress["total_steps"], figures, present.estimated_finish)
 
     ended = _wait("Fine-tuning", "steps", look, show, {"succeeded", "failed", "cancelled"})
     if ended.status != "succeeded":
         reason = ended.error.message if ended.error else "no reason given"
         raise DemoError(f"the fine-tune {ended.id} ended as '{ended.status}': {reason}")
-    # The last step of each validation is only known at the end: a step's row may be completed after it was read.
-    return ended, new_steps(client, job.id, -1)
+    return ended, list(steps.values())
 
 
-def new_steps(client: OpenAI, job_id: str, after: int) -> list[dict[str, Any]]:
-    """The figures of each step after ``after``, in order; a request of Hone's own, made with OpenAI's client."""
+def steps_from(client: OpenAI, job_id: str, first: int) -> list[dict[str, Any]]:
+    """The figures of each step from ``first`` on, in order; a request of Hone's own, made with OpenAI's client."""
     path = f"/fine_tuning/jobs/{job_id}/metrics"
-    page: Any = client.get(path, cast_to=object, options={"params": {"after_step": after}})
+    page: Any = client.get(path, cast_to=object, options={"params": {"after_step": first - 1}})
     return list(page["data"])
 
 

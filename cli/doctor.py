@@ -13,7 +13,8 @@ from uuid import uuid4
 
 import psutil
 from alembic.script import ScriptDirectory
-from rich.table import Table
+from kombu.exceptions import OperationalError
+from rich.table import Column, Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -57,7 +58,7 @@ def examine(settings: Settings) -> list[Check]:
 
 def table(checks: list[Check]) -> Table:
     """The checks as a table for people."""
-    made = Table("", "check", "found", "what to do")
+    made = Table("", "check", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
     for check in checks:
         mark = "[green]ok[/]" if check.good else "[bold red]wrong[/]"
         made.add_row(mark, check.name, check.found, "" if check.good else check.cure)
@@ -137,7 +138,7 @@ def _broker(settings: Settings) -> Check:
     with make_celery(settings).connection() as connection:
         try:
             connection.ensure_connection(max_retries=1, timeout=3)
-        except connection.connection_errors as error:
+        except OperationalError as error:
             cure = "Start it or check HONE_REDIS_URL. Until then jobs run all the same, some seconds later."
             return Check("broker", False, str(error)[:200], cure)
     return Check("broker", True, "answers")

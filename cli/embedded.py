@@ -108,4 +108,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _environment(present: Mapping[str, str], home: Path) -> dict[str, str]:
     """The caller's environment without its settings of Hone: the demo touches no database or storage of theirs."""
     kept = {name: value for name, value in present.items() if not name.startswith("HONE_")}
-    return kept | {"HONE_HOME": str(home)}
+    # Python would look for a module `cli` in the user's present folder first.
+    return kept | {"HONE_HOME": str(home), "PYTHONSAFEPATH": "1"}

@@ -7,11 +7,10 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from cli.console import console, fail, say
+from cli.console import fail, say
 from core.errors import AuthenticationError
 from core.settings import Settings, get_settings
 from models import accounts
@@ -37,13 +36,13 @@ def create(
 
 @app.command("list")
 def list_keys() -> None:
-    """Show every key's id, project, name, last characters and age."""
+    """Show every key's id, last characters, age, project and name."""
     with _database() as database, database.read() as session:
         rows = session.execute(select(ApiKey, Project.name).join(Project).order_by(ApiKey.id)).all()
-    table = Table("id", "project", "name", "key", "created", "revoked")
+    # Lines and no table: an id that is cut or folded can't be copied into `revoke`.
     for key, project in rows:
-        table.add_row(key.id, project, key.name, key.hint, _day(key.created_at), _day(key.revoked_at))
-    console.print(table)
+        revoked = f"  revoked {_day(key.revoked_at)}" if key.revoked_at is not None else ""
+        say(f"{key.id}  {key.hint}  {_day(key.created_at)}  {project}  {key.name}{revoked}")
 
 
 @app.command()
@@ -55,8 +54,8 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The key's id, as `hone ke
     say(f"{key_id} is refused from now on.")
 
 
-def _day(seconds: float | None) -> str:
-    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,12 @@ from core.settings import Settings
 from models import accounts
 from models.database import Database
 
-app = typer.Typer(help="Fine-tuning as a service that you run yourself.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Fine-tuning as a service that you run yourself.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(keys.app, name="keys", help="API keys, straight in the database.")
 
 

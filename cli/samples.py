@@ -10,6 +10,7 @@ On CPython 3.11 there are 5,628 samples; question and answer together have a med
 """
 
 import ast
+import copy
 import hashlib
 import json
 import sysconfig
@@ -81,7 +82,7 @@ def _samples(path: Path, origin: str) -> Iterator[Sample]:
         docstring = _docstring(function)
         if docstring and not _is_stub(function) and (code := _code(function, lines)) is not None:
             instruction = f"{_question(function, owner)}\n\n{docstring}"
-            yield Sample(instruction, code, f"{origin}:{function.lineno}", _digest(code))
+            yield Sample(instruction, code, f"{origin}:{function.lineno}", _digest(function))
 
 
 def _functions(tree: ast.AST, owner: str | None = None) -> Iterator[tuple[_Function, str | None]]:
@@ -140,10 +141,8 @@ def _code(function: _Function, lines: list[str]) -> str | None:
     return code
 
 
-def _digest(code: str) -> str:
-    """Hash of the code as it reads without comments, blank lines and the function's own name."""
-    tree = ast.parse(code)
-    function = tree.body[0]
-    if isinstance(function, _Function):
-        function.name = "_"
-    return hashlib.sha256(ast.unparse(tree).encode("utf-8", "surrogatepass")).hexdigest()
+def _digest(function: _Function) -> str:
+    """Hash of the code as it reads without docstring, comments, blank lines and the function's own name."""
+    bare = copy.copy(function)
+    bare.name, bare.body = "_", function.body[1:]
+    return hashlib.sha256(ast.unparse(bare).encode("utf-8", "surrogatepass")).hexdigest()

@@ -48,14 +48,14 @@ class ResultCounts(_Wire):
 
 
 class ModelUsage(_Wire):
-    """Tokens of one model over the run; prompt tokens are not counted."""
+    """Tokens of one model over the run; zeros until it has completed."""
 
     model_name: str
-    invocation_count: int
+    invocation_count: int = 0
     prompt_tokens: int = 0
-    completion_tokens: int
+    completion_tokens: int = 0
     cached_tokens: int = 0
-    total_tokens: int
+    total_tokens: int = 0
 
 
 class CriterionResult(_Wire):
@@ -125,7 +125,7 @@ def run_object(run: EvalRun, job: Job, outcome: Outcome, report_url: str) -> Run
         created_at=int(run.created_at),
         report_url=report_url,
         result_counts=ResultCounts(total=passed + failed, passed=passed, failed=failed),
-        per_model_usage=[_usage(job)],
+        per_model_usage=_usage(job),
         per_testing_criteria_results=_criteria(job, spec),
         data_source=run.data_source,
         error=error,
@@ -139,15 +139,21 @@ def run_object(run: EvalRun, job: Job, outcome: Outcome, report_url: str) -> Run
     )
 
 
-def _usage(job: Job) -> ModelUsage:
-    report = job.report or {}
-    tokens = int(report.get("generation", {}).get("output_tokens", 0))
-    return ModelUsage(
-        model_name=job.model,
-        invocation_count=int(report.get("samples", 0)),
-        completion_tokens=tokens,
-        total_tokens=tokens,
-    )
+def _usage(job: Job) -> list[ModelUsage]:
+    """The model's, and its base's where that was asked as well."""
+    told = (job.report or {}).get("usage")
+    if not told:
+        return [ModelUsage(model_name=job.model)]
+    return [
+        ModelUsage(
+            model_name=entry["model"],
+            invocation_count=entry["answers"],
+            prompt_tokens=entry["prompt_tokens"],
+            completion_tokens=entry["completion_tokens"],
+            total_tokens=entry["prompt_tokens"] + entry["completion_tokens"],
+        )
+        for entry in told
+    ]
 
 
 def _criteria(job: Job, spec: EvaluationSpec) -> list[CriterionResult]:
@@ -184,9 +190,9 @@ class ItemMessage(_Wire):
 
 
 class ItemUsage(_Wire):
-    """Tokens of one answer; prompt tokens are not counted."""
+    """Tokens of one prompt and its answer."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     total_tokens: int
@@ -245,13 +251,13 @@ def _prompt(message: TemplateMessage, row: EvalOutputItem) -> ItemMessage:
 
 def _sample(row: EvalOutputItem, job: Job) -> ItemSample:
     spec = EvaluationSpec.model_validate(job.spec)
-    tokens = int(row.sample.get("tokens", 0))
+    asked, answered = int(row.sample.get("prompt_tokens", 0)), int(row.sample.get("tokens", 0))
     return ItemSample(
         input=[_prompt(message, row) for message in spec.messages],
         output=[ItemMessage(role="assistant", content=row.sample["output_text"])],
         finish_reason=row.sample["finish_reason"],
         model=job.model,
-        usage=ItemUsage(completion_tokens=tokens, total_tokens=tokens),
+        usage=ItemUsage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered),
         max_completion_tokens=spec.sampling.max_tokens,
         temperature=spec.sampling.temperature,
         top_p=spec.sampling.top_p,

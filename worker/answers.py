@@ -23,13 +23,14 @@ from worker.protocol import EvaluationInput, Event, LineWriter, Progress
 
 @dataclass(frozen=True)
 class Answers:
-    """The prompts as the model got them, and the answers in the items' order.
+    """The prompts as the model got them, their lengths in tokens, and the answers, in the items' order.
 
     ``base`` is None when there is nothing to compare: no adapter, or no comparison was asked for. ``seconds`` is the
     time spent generating, of both.
     """
 
     prompts: list[str]
+    prompt_tokens: list[int]
     model: list[Answer]
     base: list[Answer] | None
     seconds: float
@@ -58,7 +59,8 @@ def answer_items(job: EvaluationInput, items: Sequence[Item], lines: LineWriter)
         tuned = _generate(job, model, tokenizer, prompts, teller=teller, whose="the fine-tuned model")
     assert tuned is not None  # the base's where there is no adapter
     texts = [str(tokenizer.decode(prompt)) for prompt in prompts]
-    return Answers(texts, tuned, base if compare else None, teller.seconds)
+    lengths = [len(prompt) for prompt in prompts]
+    return Answers(texts, lengths, tuned, base if compare else None, teller.seconds)
 
 
 def encode_items(

@@ -95,7 +95,10 @@ def make_report(job: EvaluationInput, answers: "Answers", judged: Sequence[Judge
     """What scores.json holds."""
     from worker.environment import hardware, versions  # noqa: PLC0415 - loads torch, which is loaded by now
 
-    tokens = sum(answer.tokens for answer in [*answers.model, *(answers.base or ())])
+    usage = [_usage(job.spec.model, answers.model, answers)]
+    if answers.base is not None:
+        usage.append(_usage(job.spec.base_model, answers.base, answers))
+    tokens = sum(entry["completion_tokens"] for entry in usage)
     return {
         "model": job.spec.model,
         "base_model": job.spec.base_model,
@@ -111,6 +114,7 @@ def make_report(job: EvaluationInput, answers: "Answers", judged: Sequence[Judge
             }
             for entry in judged
         ],
+        "usage": usage,
         "generation": {
             "seconds": round(answers.seconds, 3),
             "output_tokens": tokens,
@@ -121,28 +125,40 @@ def make_report(job: EvaluationInput, answers: "Answers", judged: Sequence[Judge
     }
 
 
+def _usage(model: str, given: Sequence["Answer"], answers: "Answers") -> dict[str, Any]:
+    """How often a model was asked, and the tokens that went in and came out."""
+    return {
+        "model": model,
+        "answers": len(given),
+        "prompt_tokens": sum(answers.prompt_tokens),
+        "completion_tokens": sum(answer.tokens for answer in given),
+    }
+
+
 def write_items(path: Path, items: Sequence[Item], answers: "Answers", judged: Sequence[Judged]) -> None:
     """One JSON line an item: its fields, prompt, answers and scores."""
     with path.open("w", encoding="utf-8") as file:
         for position, item in enumerate(items):
+            prompt_tokens = answers.prompt_tokens[position]
             results = [_result(entry, position) for entry in judged]
             line = {
                 "position": position,
                 "item": item.fields,
                 "prompt": answers.prompts[position],
                 "status": "pass" if all(result["passed"] for result in results) else "fail",
-                "sample": _sample(answers.model[position]),
-                "base": _sample(answers.base[position]) if answers.base is not None else None,
+                "sample": _sample(answers.model[position], prompt_tokens),
+                "base": _sample(answers.base[position], prompt_tokens) if answers.base is not None else None,
                 "results": results,
             }
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _sample(answer: "Answer") -> dict[str, Any]:
+def _sample(answer: "Answer", prompt_tokens: int) -> dict[str, Any]:
     return {
         "output_text": answer.text,
         "code": answer.code,
         "finish_reason": answer.finish_reason,
+        "prompt_tokens": prompt_tokens,
         "tokens": answer.tokens,
     }
 

@@ -134,7 +134,13 @@ def evaluate(database: Database, storage: Storage) -> Claim:
                 position=position,
                 status="pass" if score >= 0.4 else "fail",
                 item={"prompt": prompt, "completion": "x"},
-                sample={"output_text": "```x```", "code": "x", "finish_reason": "stop", "tokens": 3},
+                sample={
+                    "output_text": "```x```",
+                    "code": "x",
+                    "finish_reason": "stop",
+                    "prompt_tokens": 5,
+                    "tokens": 3,
+                },
                 base=None,
                 results={
                     "results": [
@@ -156,7 +162,11 @@ def evaluate(database: Database, storage: Storage) -> Claim:
         report = {
             "samples": 2,
             "criteria": [{"name": "similar", "model": {"codebleu": 0.5, "passed": 1, "failed": 1}, "base": None}],
-            "generation": {"seconds": 1.0, "output_tokens": 6},
+            "usage": [
+                {"model": job.model, "answers": 2, "prompt_tokens": 10, "completion_tokens": 6},
+                {"model": "its-base", "answers": 2, "prompt_tokens": 10, "completion_tokens": 9},
+            ],
+            "generation": {"seconds": 1.0, "output_tokens": 15},
         }
         lifecycle.succeed(session, taken, [_artifact(storage, job, "scores.json", b"{}")], report=report)
     return taken

@@ -29,6 +29,7 @@ def test_openais_client_runs_an_eval_and_reads_its_items(client: OpenAI, databas
         job = session.get_one(Job, run.id)
         spec = EvaluationSpec.model_validate(job.spec)
     assert spec.items_file == items.id
+    assert run.per_model_usage[0].total_tokens == 0
     assert spec.messages[0].content == "{{item.prompt}}"
     assert (spec.sampling.max_tokens, spec.sampling.top_p, spec.base_model) == (64, 1.0, "tiny")
 
@@ -40,7 +41,11 @@ def test_openais_client_runs_an_eval_and_reads_its_items(client: OpenAI, databas
     assert raw["error"] is None
     assert raw["result_counts"] == {"total": 2, "passed": 1, "failed": 1, "errored": 0}
     assert raw["per_testing_criteria_results"] == [{"testing_criteria": "similar", "passed": 1, "failed": 1}]
-    assert raw["per_model_usage"][0]["completion_tokens"] == 6
+    used = {"invocation_count": 2, "prompt_tokens": 10, "cached_tokens": 0}
+    assert raw["per_model_usage"] == [
+        {"model_name": "tiny", **used, "completion_tokens": 6, "total_tokens": 16},
+        {"model_name": "its-base", **used, "completion_tokens": 9, "total_tokens": 19},
+    ]
     assert raw["hone"]["scores"]["criteria"][0]["model"]["codebleu"] == 0.5
     assert len(raw["hone"]["result_files"]) == 1
     assert [found.id for found in client.evals.runs.list(made.id, status="completed")] == [run.id]
@@ -54,6 +59,12 @@ def test_openais_client_runs_an_eval_and_reads_its_items(client: OpenAI, databas
     raw = items_api.retrieve(found[0].id, eval_id=made.id, run_id=run.id).http_response.json()
     OutputItemRetrieveResponse.model_validate({**raw, "sample": {**raw["sample"], "error": NO_ERROR}}, strict=True)
     assert raw["sample"]["input"] == [{"role": "user", "content": "add"}]
+    assert raw["sample"]["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "cached_tokens": 0,
+        "total_tokens": 8,
+    }
     assert raw["results"][0]["parts"]["syntax"] == 0.5
     assert raw["hone"] == {"base": None, "code": "x"}
 

@@ -122,7 +122,7 @@ class StandIn:
         items = [json.loads(line)["item"] for line in job.items_file.read_text().splitlines()]
         folder = self.out / "artifacts"
         folder.mkdir()
-        answer = {"output_text": "a\0b", "code": "a", "finish_reason": "stop", "tokens": 2}
+        answer = {"output_text": "a\0b", "code": "a", "finish_reason": "stop", "prompt_tokens": 1, "tokens": 2}
         with (folder / "items.jsonl").open("w") as file:
             for position, item in enumerate(items):
                 self.lines.send(Progress(done=position + 1, total=len(items), seconds_left=1.0))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.worker.test_merge import write_adapter
 from worker.protocol import Done, Event, ExitCode, Failed, Line, Progress, parse_line
@@ -16,6 +17,7 @@ REFERENCE = "def add(first):\n    total = first + {0}\n    return total"
 ITEMS = [{"question": f"Add {number}.", "completion": REFERENCE.format(number)} for number in range(5)]
 ANSWER = {"type": "code_bleu", "name": "answer", "input": "{{sample.output_text}}", "reference": "{{item.completion}}"}
 ITSELF = ANSWER | {"name": "itself", "input": "{{item.completion}}", "weights": [0.1, 0.1, 0.4, 0.4]}
+ANSWER_KEYS = {"output_text", "code", "finish_reason", "prompt_tokens", "tokens"}
 CORPUS = {
     *("codebleu", "ngram", "weighted_ngram", "syntax", "dataflow", "package_corpus", "passed", "failed"),
     *("empty", "unparsable", "refused", "truncated", "exact_match"),
@@ -115,8 +117,9 @@ def test_scores_hold_both_models_and_what_made_them(run):
     assert scores["hardware"]["device"] == "cpu"
 
 
-def test_every_item_is_kept_with_prompt_answers_and_scores(run):
+def test_every_item_is_kept_with_prompt_answers_and_scores(run, tiny_llama):
     _, artifacts = run
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     rows = [json.loads(line) for line in (artifacts / "items.jsonl").read_text().splitlines()]
     assert [row["position"] for row in rows] == [0, 1, 2, 3, 4]
     for row, item in zip(rows, ITEMS, strict=True):
@@ -127,12 +130,22 @@ def test_every_item_is_kept_with_prompt_answers_and_scores(run):
             f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         ), "as in training"
         assert row["status"] == "fail"
-        assert {"output_text", "code", "finish_reason", "tokens"} == set(row["sample"]) == set(row["base"])
+        assert ANSWER_KEYS == set(row["sample"]) == set(row["base"])
         answer, itself = row["results"]
         assert (answer["passed"], itself["passed"]) == (False, True)
         assert itself["score"] == pytest.approx(1)
         assert set(itself["parts"]) == {"ngram", "weighted_ngram", "syntax", "dataflow"}
         assert set(itself["base"]) == set(itself) - {"base"}
+        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+        assert row["sample"]["prompt_tokens"] == row["base"]["prompt_tokens"] == len(prompt)
+    scores = json.loads((artifacts / "scores.json").read_text())
+    for usage, side, model in zip(scores["usage"], ("sample", "base"), ("ft:tiny:hone::1", "tiny"), strict=True):
+        assert usage == {
+            "model": model,
+            "answers": 5,
+            "prompt_tokens": sum(row[side]["prompt_tokens"] for row in rows),
+            "completion_tokens": sum(row[side]["tokens"] for row in rows),
+        }
     assert any(row["sample"] != row["base"] for row in rows), "the adapter changes answers"
 
 
@@ -146,6 +159,7 @@ def test_a_base_model_is_evaluated_alone(tiny_llama, tmp_path):
     code, lines, stderr = evaluate(write_input(tmp_path, tiny_llama, criteria=[ANSWER]))
     assert code == ExitCode.DONE, stderr
     assert lines[-1].report["criteria"][0]["base"] is None
+    assert [usage["model"] for usage in lines[-1].report["usage"]] == ["tiny"]
     row = json.loads((tmp_path / "out" / "artifacts" / "items.jsonl").read_text().splitlines()[0])
     assert row["base"] is None
     assert "system" not in row["prompt"]

@@ -12,6 +12,7 @@ from api import eval_runs, evals, files, health, jobs, models
 from api.deps import LifespanState, Parts
 from api.errors import install_error_handlers
 from api.middleware import BodyLimit, RefuseNul, RequestLog
+from api.orphans import OrphanSweep
 from api.reaper import Reaper
 from api.relay import Relay
 from core.broker import make_celery
@@ -44,14 +45,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         parts = make_parts(chosen)
         relay = Relay(parts.database, parts.celery, chosen.poll_seconds)
         reaper = Reaper(parts.database, parts.storage, chosen)
+        orphans = OrphanSweep(parts.database, parts.storage)
         parts.database.on_outbox = relay.wake
         relay.start()
         reaper.start()
+        orphans.start()
         try:
             yield LifespanState(parts=parts)
         finally:
             await run_sync(relay.stop)
             await run_sync(reaper.stop)
+            await run_sync(orphans.stop)
             parts.celery.close()
             parts.database.dispose()
 

@@ -88,3 +88,9 @@ class Storage:
             obstore.delete(self._store, key)
         except FileNotFoundError:
             return
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The keys below ``prefix``, a folder of keys without a slash at its end, in no particular order."""
+        for batch in obstore.list(self._store, prefix):
+            for entry in batch:
+                yield entry["path"]

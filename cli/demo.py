@@ -26,11 +26,12 @@ from worker.bundles import BundleError, unpack, verify
 
 MODEL = "smollm2-135m-instruct"
 
-# What fits into ten minutes on two cores, AVX2 and float32. A sample of at most 500 characters has about 110 tokens
-# with its template, so 144 samples make 16,000 tokens; at the 60 tokens/s of a plain loop that is 265 s of training.
+# What fits into ten minutes on two cores. A sample of at most 500 characters has 104 tokens on average with its template,
+# so 144 samples make 15,000 tokens. That is 250 s of training at the 60 tokens/s of two AVX2 cores in float32 (40 to 95 were
+# measured), and 100 s at the 150 tokens/s of two cores with AVX512-BF16.
 TRAIN_SAMPLES = 144
 LONGEST_CHARACTERS = 500
-# The base and the tuned model each answer 24 held-out questions with at most 128 tokens: some 30 s a model.
+# Base and tuned model each answer 24 held-out questions with at most 128 tokens: 30 s a model where nothing else runs.
 EVAL_SAMPLES = 24
 MAX_ANSWER_TOKENS = 128
 #: Held out of the library before anything is chosen, so that --eval-samples never changes what is trained on.

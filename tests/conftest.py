@@ -16,12 +16,11 @@ from core.storage import Storage
 from models import accounts
 from models.database import Database
 
-# Tests never look at the developer's own settings, and never ask a hub.
-for name in [name for name in os.environ if name.startswith("HONE_")]:
+# Tests never look at the developer's own settings, and never ask a hub. HONE_TEST_GPU names the GPU that they may use.
+for name in [name for name in os.environ if name.startswith("HONE_") and name != "HONE_TEST_GPU"]:
     del os.environ[name]
-os.environ.update(
-    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES=os.environ.get("HONE_TEST_GPU", "")
-)
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("HONE_TEST_GPU", "")
 
 
 @pytest.fixture(scope="session")

@@ -164,11 +164,8 @@ def _microbatch(batch_size: int, facts: Facts) -> tuple[int, str]:
     busy, room = _MICROBATCH_TOKENS[facts.device], tokens_that_fit(facts)
     limit = max(_SMALL_PASS[facts.device], min(busy, room))
     size = _divisor(batch_size, int(limit // max(1.0, facts.mean_tokens)))
-    why = "keep it busy" if room >= busy else "its memory takes"
-    return (
-        size,
-        f"about {limit:,} tokens a pass, which {facts.device} {why}, at {facts.mean_tokens:.0f} tokens a sample",
-    )
+    why = f"keep the {facts.device} busy" if room >= busy else "are what the memory takes"
+    return size, f"about {limit:,} tokens a pass {why}, at {facts.mean_tokens:.0f} tokens a sample"
 
 
 def _checkpointing(training: TrainingSpec, microbatch_size: int, facts: Facts) -> tuple[Auto | bool, bool, str]:

@@ -19,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The contents, not the times, of what decides the installed set: a checkout touches every file.
 INSTALLED := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 # torch brings its CUDA wheels along, or none, by the index that it comes from; they are in no lock.
 TORCH := torch==2.13.0

@@ -26,9 +26,9 @@ from worker.bundles import BundleError, unpack, verify
 
 MODEL = "smollm2-135m-instruct"
 
-# What fits into ten minutes on two cores. A sample of at most 500 characters has 104 tokens on average with its template,
-# so 144 samples make 15,000 tokens. That is 250 s of training at the 60 tokens/s of two AVX2 cores in float32 (40 to 95 were
-# measured), and 100 s at the 150 tokens/s of two cores with AVX512-BF16.
+# What fits into ten minutes on two cores. A sample of at most 500 characters has 104 tokens on average with its
+# template, so 144 samples make 15,000 tokens. That is 250 s of training at 60 tokens/s (40 to 95 were measured on two
+# AVX2 cores in float32), and 100 s at the 150 tokens/s of two cores with AVX512-BF16.
 TRAIN_SAMPLES = 144
 LONGEST_CHARACTERS = 500
 # Base and tuned model each answer 24 held-out questions with at most 128 tokens: 30 s a model where nothing else runs.

@@ -108,7 +108,9 @@ def test_dead_connections_are_noticed_unless_the_url_says_otherwise(postgres_url
     def options(url):
         database = Database(url)
         with database.engine.connect() as connection:
-            return connection.connection.driver_connection.info.get_parameters()
+            found = connection.connection.driver_connection.info.get_parameters()
+        database.dispose()
+        return found
 
     found = options(postgres_url)
     assert (found["connect_timeout"], found["tcp_user_timeout"]) == ("5", "30000")

@@ -47,15 +47,20 @@ class ResultCounts(_Wire):
     errored: int = 0
 
 
-class ModelUsage(_Wire):
-    """Tokens of one model over the run; zeros until it has completed."""
+class TokenUsage(_Wire):
+    """Tokens that went in and came out."""
 
-    model_name: str
-    invocation_count: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     total_tokens: int = 0
+
+
+class ModelUsage(TokenUsage):
+    """Tokens of one model over the run; zeros until it has completed."""
+
+    model_name: str
+    invocation_count: int = 0
 
 
 class CriterionResult(_Wire):
@@ -189,15 +194,6 @@ class ItemMessage(_Wire):
     content: str
 
 
-class ItemUsage(_Wire):
-    """Tokens of one prompt and its answer."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-    total_tokens: int
-
-
 class ItemSample(_Wire):
     """What the model was asked and what it answered."""
 
@@ -205,7 +201,7 @@ class ItemSample(_Wire):
     output: list[ItemMessage]
     finish_reason: str
     model: str
-    usage: ItemUsage
+    usage: TokenUsage
     error: EvalApiError | None = None
     max_completion_tokens: int
     temperature: float
@@ -257,7 +253,7 @@ def _sample(row: EvalOutputItem, job: Job) -> ItemSample:
         output=[ItemMessage(role="assistant", content=row.sample["output_text"])],
         finish_reason=row.sample["finish_reason"],
         model=job.model,
-        usage=ItemUsage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered),
+        usage=TokenUsage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered),
         max_completion_tokens=spec.sampling.max_tokens,
         temperature=spec.sampling.temperature,
         top_p=spec.sampling.top_p,

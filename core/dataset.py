@@ -213,22 +213,33 @@ def check_training(chunks: Iterable[bytes], max_line_bytes: int) -> DatasetRepor
     """Read a whole training file and report every problem, in memory that does not grow with the file."""
     report = DatasetReport()
     longest = -1
-    for number, raw in read_lines(chunks, max_line_bytes):
-        if not raw.strip():
-            continue
-        try:
-            record = parse_line(raw, max_line_bytes)
-            _require_format(report, record)
-            sample = to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
-        except _LineError as error:
-            report.add(Problem(number, *error.problem))
+    for number, found in _samples(chunks, max_line_bytes, report):
+        if isinstance(found, Problem):
+            report.add(found)
             continue
         report.samples += 1
-        characters = sum(len(message.content) for message in sample.messages)
+        characters = sum(len(message.content) for message in found.messages)
         report.characters += characters
         if characters > longest:
             longest, report.longest_line = characters, number
     return report
+
+
+def _samples(
+    chunks: Iterable[bytes], max_line_bytes: int, report: DatasetReport
+) -> Iterator[tuple[int, Sample | Problem]]:
+    """Each line that is not blank: its number, and its sample or its problem. The first sets the report's format."""
+    for number, raw in read_lines(chunks, max_line_bytes):
+        if not raw.strip():
+            continue
+        found: Sample | Problem
+        try:
+            record = parse_line(raw, max_line_bytes)
+            _require_format(report, record)
+            found = to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
+        except _LineError as error:
+            found = Problem(number, *error.problem)
+        yield number, found
 
 
 def _require_format(report: DatasetReport, record: dict[str, Any]) -> None:
@@ -281,16 +292,10 @@ def require_usable(report: DatasetReport, filename: str) -> None:
 
 def read_samples(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[Sample]:
     """The samples of a file that was checked. Raises DatasetError at the first line that can't be used."""
-    report = DatasetReport()
-    for number, raw in read_lines(chunks, max_line_bytes):
-        if not raw.strip():
-            continue
-        try:
-            record = parse_line(raw, max_line_bytes)
-            _require_format(report, record)
-            yield to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
-        except _LineError as error:
-            raise DatasetError(str(Problem(number, *error.problem)), code="invalid_file_format") from None
+    for _, found in _samples(chunks, max_line_bytes, DatasetReport()):
+        if isinstance(found, Problem):
+            raise DatasetError(str(found), code="invalid_file_format")
+        yield found
 
 
 def read_items(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,17 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def postgres_url(postgres_template: str) -> Iterator[str]:
     """URL of an empty PostgreSQL database."""
+    with postgres_copy(postgres_template) as url:
+        yield url
+
+
+@contextmanager
+def postgres_copy(template: str) -> Iterator[str]:
+    """URL of a copy of the migrated, empty database."""
     name = "test_" + new_id("key_")[4:]
-    server = make_url(postgres_template).set(database="postgres").render_as_string(False)
+    server = make_url(template).set(database="postgres").render_as_string(False)
     _execute(server, f"CREATE DATABASE {name} TEMPLATE template_hone")
-    yield make_url(postgres_template).set(database=name).render_as_string(False)
+    yield make_url(template).set(database=name).render_as_string(False)
     _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 

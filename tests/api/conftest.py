@@ -14,16 +14,15 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
-from sqlalchemy import func, make_url, select
+from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from core.ids import new_id
 from core.settings import Settings
 from models import accounts
 from models.database import Database
 from models.tables import File, Job
-from tests.conftest import _execute
+from tests.conftest import postgres_copy
 
 # Nothing listens there: the API must do its work without a broker.
 NO_BROKER = "redis://127.0.0.1:1/0"
@@ -150,13 +149,3 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {key}"})
         yield Shared(stack.enter_context(client), database, folder / "storage")
         database.dispose()
-
-
-@contextmanager
-def postgres_copy(template: str) -> Iterator[str]:
-    """URL of a copy of the migrated database."""
-    name = "shared_" + new_id("key_")[4:]
-    server = make_url(template).set(database="postgres").render_as_string(False)
-    _execute(server, f"CREATE DATABASE {name} TEMPLATE template_hone")
-    yield make_url(template).set(database=name).render_as_string(False)
-    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")

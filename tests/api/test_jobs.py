@@ -5,29 +5,14 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from starlette.testclient import TestClient
 
 from core.errors import TrainingError
-from core.resolve import Facts, resolve
+from core.resolve import resolve
 from core.specs import FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.tables import Job
 from tests.api.driving import CHAT, claim, error_of, fail_job, submit, train, upload
-
-FACTS = Facts(
-    train_samples=100,
-    mean_tokens=50,
-    p90_tokens=100,
-    longest_tokens=200,
-    context_length=512,
-    hidden_size=64,
-    intermediate_size=128,
-    layers=2,
-    weight_bytes=2**20,
-    device_memory=2**30,
-    device="cpu",
-    fast_bfloat16=False,
-    prompt_template="chat",
-)
+from tests.worker.stand_in import FACTS
 
 
 def test_openais_client_drives_a_job_from_upload_to_adapter(client: OpenAI, database: Database, storage: Storage):

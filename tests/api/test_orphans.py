@@ -12,7 +12,7 @@ from models.database import Database
 from models.lifecycle import Claim
 from models.tables import Checkpoint
 from tests.api.driving import claim, submit, train
-from tests.api.test_reaper import eventually
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -115,4 +115,4 @@ def test_the_api_sweeps_when_it_starts(settings: Settings, key: str, database: D
     fail_after_storing(database, storage)
     end_long_ago(database)
     with TestClient(create_app(settings), headers=headers):
-        eventually(lambda: objects(storage) == [])
+        wait_for(lambda: objects(storage) == [])

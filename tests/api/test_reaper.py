@@ -1,5 +1,3 @@
-import time
-
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
@@ -10,13 +8,7 @@ from models.database import Database
 from models.status import JobStatus
 from models.tables import Job
 from tests.api.driving import submit, upload
-
-
-def eventually(check, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
+from tests.waiting import wait_for
 
 
 def test_a_job_whose_worker_fell_silent_is_queued_again(settings: Settings, key: str, database: Database):
@@ -27,7 +19,7 @@ def test_a_job_whose_worker_fell_silent_is_queued_again(settings: Settings, key:
             taken = lifecycle.claim(session, "silent", lease_seconds=0.01)
         assert taken is not None
         url = f"/v1/fine_tuning/jobs/{job['id']}"
-        eventually(lambda: http.get(url).json()["status"] == "queued")
+        wait_for(lambda: http.get(url).json()["status"] == "queued")
         newest = http.get(f"{url}/events").json()["data"][0]
         assert newest["level"] == "warn"
         assert "stopped answering" in newest["message"]
@@ -43,6 +35,6 @@ def test_a_file_whose_time_is_up_goes_unless_a_job_needs_it(settings: Settings, 
         submit(http, training_file=needed)
         with database.write() as session:
             session.execute(text("UPDATE files SET expires_at = 1"))
-        eventually(lambda: http.get(f"/v1/files/{idle}").status_code == 404)
-        eventually(lambda: not (tmp_path / "storage" / "files" / idle).exists())
+        wait_for(lambda: http.get(f"/v1/files/{idle}").status_code == 404)
+        wait_for(lambda: not (tmp_path / "storage" / "files" / idle).exists())
         assert http.get(f"/v1/files/{needed}").status_code == 200

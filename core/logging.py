@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-_SECRET = re.compile(r"\b(hone-|hf_|sk-)[A-Za-z0-9_-]{8,}|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
+_SECRET = re.compile(r"\b(hone-[A-Za-z0-9_-]{40,}|(hf_|sk-)[A-Za-z0-9_-]{8,})|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
 
 
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, make_url, text
 
 import migrations
 from core.ids import new_id
+from core.logging import configure_logging
 from core.settings import Settings
 from core.storage import Storage
 from models import accounts
@@ -22,6 +23,12 @@ for name in [name for name in os.environ if name.startswith("HONE_") and name !=
     del os.environ[name]
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("HONE_TEST_GPU", "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logs() -> None:
+    """Logs as the service has them, whichever test comes first: loggers keep the configuration of their first line."""
+    configure_logging()
 
 
 @pytest.fixture(scope="session")

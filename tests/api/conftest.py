@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import structlog
 import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
@@ -53,17 +52,6 @@ def small_settings(folder: Path, database_url: str) -> Settings:
         max_body_bytes=20_000,
         max_file_bytes=200_000,
         max_line_bytes=5_000,
-    )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def plain_log() -> None:
-    """Log lines as JSON on standard output; structlog's own default paints a traceback for ten seconds."""
-    processors = [structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info]
-    structlog.configure(
-        processors=[*processors, structlog.processors.JSONRenderer()],
-        logger_factory=structlog.PrintLoggerFactory(),
-        cache_logger_on_first_use=False,
     )
 
 

@@ -53,11 +53,13 @@ def test_an_error_keeps_its_fields_across_processes():
 
 def test_keys_and_passwords_are_cut_out_of_the_log(monkeypatch):
     stream = io.StringIO()
+    key = new_key()
     configure_logging()
     monkeypatch.setattr(logging.getLogger().handlers[0], "stream", stream)
-    get_logger("t").info("made", key="hone-abcdefghijkl", url="postgresql://me:secret@host/db", token="hf_abcdefghijkl")
+    get_logger("t").info("made", key=key, url="postgresql://me:secret@host/db", token="hf_abcdefghijkl")
     logging.getLogger("other").warning("plain %s", "sk-abcdefghijkl")
     text = stream.getvalue()
+    assert key not in text
     assert "abcdefghijkl" not in text
     assert "secret" not in text
     assert text.count("[redacted]") == 4

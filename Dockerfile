@@ -66,6 +66,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 
 FROM base AS worker
+# Triton builds its kernels' launchers when the first job runs, with a C compiler.
+# hadolint ignore=DL3008 -- Debian keeps one version of a release's compiler at a time
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=worker-build /opt/hone /opt/hone
 # Without these, the driver's libraries stay outside of the container.
 ENV NVIDIA_VISIBLE_DEVICES=all \

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -78,6 +79,27 @@ def _row(one: Encoded, max_seq_length: int) -> dict[str, list[int]] | None:
     if not any(trained):
         return None
     return {"input_ids": ids, "labels": [token if keep else IGNORED for token, keep in zip(ids, trained, strict=True)]}
+
+
+def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """Samples end to end in one row: ``input_ids``, ``labels`` and ``position_ids`` [1, T], ``bounds`` [samples + 1].
+
+    ``trained`` [N] are the places whose next token is trained, ``targets`` [N] these tokens, and ``lengths`` the
+    samples' tokens, as a list. Nothing predicts a sample's first token, so its label does not count.
+    """
+    ids = np.concatenate([row["input_ids"] for row in rows])
+    labels = np.concatenate([[IGNORED, *row["labels"][1:]] for row in rows])
+    lengths = [len(row["input_ids"]) for row in rows]
+    targets = np.flatnonzero(labels != IGNORED)
+    return {
+        "input_ids": torch.from_numpy(ids)[None],
+        "labels": torch.from_numpy(labels)[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        "bounds": torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        "trained": torch.from_numpy(targets - 1),
+        "targets": torch.from_numpy(labels[targets]),
+        "lengths": lengths,
+    }
 
 
 def length_report(

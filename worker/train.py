@@ -21,10 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from core.errors import HoneError, TrainingError
 from core.resolve import Facts, Resolved, resolve
+from core.specs import FineTuneSpec
 from worker.artifacts import write_artifacts
 from worker.base_models import default_template, fingerprint, load_base, load_config, load_tokenizer
 from worker.checkpoints import read_manifest, sha256_of
 from worker.environment import device, device_memory, fast_bfloat16, hardware, peak_memory, versions
+from worker.fast.model import FastModel, uncovered
 from worker.model_report import model_report, weight_bytes
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
@@ -108,7 +110,8 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
         "versions": versions(),
     }
 
-    # 3. The trainer.
+    # 3. The trainer, on the fast path where it covers the model.
+    fast = fast_model(model, job.spec, resolved, lines)
     progress = ProgressCallback(lines, resolved.total_steps)
     trainer = QLoraTrainer(
         model,
@@ -117,6 +120,7 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
         validation=data.validation,
         tokenizer=data.tokenizer,
         callbacks=[progress, StopCallback(stop)],
+        fast=fast,
     )
     resume_step = checkpoint_step(job.resume_from)
     lines.send(Started(resolved=resolved, report=report, step=resume_step))
@@ -139,6 +143,20 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
     save(job, out / "artifacts", data, model, progress, report)
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
     return ExitCode.DONE
+
+
+def fast_model(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> FastModel | None:
+    """The model on the fast path; None, with an event that says why, where a GPU can't take it."""
+    if device() != "cuda" or not spec.hone.training.fast_path:
+        return None
+    reason = uncovered(model) or ("it computes in bfloat16" if resolved.precision != "bfloat16" else None)
+    if reason is not None:
+        lines.send(Event(message=f"Training without the fast path: {reason}", level="warn"))
+        return None
+    fast = FastModel(model)
+    if resolved.gradient_checkpointing:
+        fast.keep("input")
+    return fast
 
 
 def checkpoint_step(folder: Path | None) -> int:

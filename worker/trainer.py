@@ -13,7 +13,8 @@ from core.resolve import Resolved
 from core.specs import FineTuneSpec, LoraSpec
 from worker.checkpoints import write_manifest
 from worker.environment import device, seed_everything
-from worker.sequences import IGNORED
+from worker.fast.model import FastModel
+from worker.sequences import IGNORED, collate
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int) -> PeftModel:
@@ -85,6 +86,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         validation: Dataset | None,
         tokenizer: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback],
+        fast: FastModel | None = None,
     ) -> None:
         # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
         masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -99,6 +101,28 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
+        self._fast = fast
+        if fast is not None:
+            self.data_collator = collate
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean loss of the trained tokens: of the whole step's, where Trainer counted these."""
+        if self._fast is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, hits = self._fast.loss(inputs)
+        count = len(inputs["targets"])
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["mean_token_accuracy"].append(hits.detach() / count)
+        return loss / (count if num_items_in_batch is None else num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; what was kept on the device until now is fetched here, once a step."""
+        for values in self._metrics.values():
+            for name, entries in values.items():
+                values[name] = [float(entry) for entry in entries]
+        super().log(logs, start_time)
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -114,7 +138,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             count = int((inputs["labels"] != IGNORED).sum())
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss += float(self.compute_loss(self.model, inputs)) * count
-            correct += self._metrics["eval"]["mean_token_accuracy"][-1] * count
+            correct += float(self._metrics["eval"]["mean_token_accuracy"][-1]) * count
             tokens += count
         self._metrics["eval"].clear()
         metrics = {

@@ -1,0 +1,153 @@
+"""Triton kernels for what lies between the matmuls. Each computes in float32 and rounds once, to its output's type.
+
+``worker.fast.ops`` is their only caller and says what each is for; ``worker.fast.reference`` computes the same in plain
+torch. Rows of inputs and outputs may be strided; elements of a row lie side by side.
+"""
+
+# Triton's language has no types for mypy, and its kernels are written in capitals and short names.
+# mypy: ignore-errors
+# ruff: noqa: N803, D103, ANN001, ANN201
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rms_norm_forward(x, x_stride, weight, out, out_stride, scale, width, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < width
+    v = tl.load(x + row * x_stride + cols, mask, 0.0).to(tl.float32)
+    w = tl.load(weight + cols, mask, 0.0).to(tl.float32)
+    r = 1.0 / tl.sqrt(tl.sum(v * v, 0) / width + eps)
+    tl.store(scale + row, r)
+    tl.store(out + row * out_stride + cols, v * r * w, mask)
+
+
+@triton.jit
+def rms_norm_backward(
+    grad,
+    grad_stride,
+    x,
+    x_stride,
+    weight,
+    scale,
+    residual,
+    residual_stride,
+    out,
+    out_stride,
+    width,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < width
+    g = tl.load(grad + row * grad_stride + cols, mask, 0.0).to(tl.float32)
+    v = tl.load(x + row * x_stride + cols, mask, 0.0).to(tl.float32)
+    w = tl.load(weight + cols, mask, 0.0).to(tl.float32)
+    res = tl.load(residual + row * residual_stride + cols, mask, 0.0).to(tl.float32)
+    r = tl.load(scale + row)
+    g = g * w
+    v = v * r
+    c = tl.sum(g * v, 0) / width
+    tl.store(out + row * out_stride + cols, res + (g - v * c) * r, mask)
+
+
+@triton.jit
+def rotate(
+    source, source_stride, out, out_stride, cos, sin, table_stride, heads, sign, HALF: tl.constexpr, HEADS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS)[:, None]
+    col = tl.arange(0, HALF)[None, :]
+    mask = (head < heads) & (col >= 0)
+    c = tl.load(cos + row * table_stride + col).to(tl.float32)
+    s = tl.load(sin + row * table_stride + col).to(tl.float32) * sign
+    place = head * (2 * HALF) + col
+    a = tl.load(source + row * source_stride + place, mask, 0.0).to(tl.float32)
+    b = tl.load(source + row * source_stride + place + HALF, mask, 0.0).to(tl.float32)
+    tl.store(out + row * out_stride + place, a * c - b * s, mask)
+    tl.store(out + row * out_stride + place + HALF, b * c + a * s, mask)
+
+
+@triton.jit
+def swiglu_forward(gate_up, gate_up_stride, out, out_stride, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < width
+    g = tl.load(gate_up + row * gate_up_stride + cols, mask, 0.0).to(tl.float32)
+    u = tl.load(gate_up + row * gate_up_stride + width + cols, mask, 0.0).to(tl.float32)
+    tl.store(out + row * out_stride + cols, g * tl.sigmoid(g) * u, mask)
+
+
+@triton.jit
+def swiglu_backward(grad, grad_stride, gate_up, gate_up_stride, product, product_stride, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < width
+    d = tl.load(grad + row * grad_stride + cols, mask, 0.0).to(tl.float32)
+    at = gate_up + row * gate_up_stride + cols
+    g = tl.load(at, mask, 0.0).to(tl.float32)
+    u = tl.load(at + width, mask, 0.0).to(tl.float32)
+    s = tl.sigmoid(g)
+    tl.store(at, d * u * s * (1.0 + g * (1.0 - s)), mask)
+    tl.store(at + width, d * g * s, mask)
+    tl.store(product + row * product_stride + cols, g * s * u, mask)
+
+
+@triton.jit
+def dequantize(
+    packed, absmax, code, absmax_code, absmax_scale, absmax_offset, out, out_stride, blocks, in_features, programs,
+    adapter, rows, rank, column, NESTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Base weights by the first ``programs`` programs, the adapter's columns by the others.
+
+    64 weights share an absmax; with double quantization 256 of these share a scale.
+    """
+    program = tl.program_id(0)
+    if program < programs:
+        block = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+        mask = block < blocks
+        if NESTED:
+            index = tl.load(absmax + block, mask, 0).to(tl.int32)
+            scale = tl.load(absmax_code + index) * tl.load(absmax_scale + block // 256, mask, 0.0)
+            scale += tl.load(absmax_offset)
+        else:
+            scale = tl.load(absmax + block, mask, 0.0)
+        byte = tl.load(packed + block[:, None] * 32 + tl.arange(0, 32)[None, :], mask[:, None], 0).to(tl.int32)
+        high = tl.load(code + (byte >> 4)) * scale[:, None]
+        low = tl.load(code + (byte & 15)) * scale[:, None]
+        first = block * 64
+        row, col = first // in_features, first % in_features
+        at = out + (row * out_stride + col)[:, None] + tl.arange(0, 64)[None, :]
+        tl.store(at, tl.interleave(high, low), mask[:, None])
+    else:
+        number = (program - programs) * (BLOCK * 64) + tl.arange(0, BLOCK * 64)
+        inside = number < rows * rank
+        value = tl.load(adapter + number, inside, 0.0)
+        tl.store(out + (number // rank).to(tl.int64) * out_stride + column + number % rank, value, inside)
+
+
+@triton.jit
+def cross_entropy(logits, stride, labels, losses, hits, width, BLOCK: tl.constexpr):
+    """Loss of each row and whether its largest logit is the label's; the row becomes its gradient."""
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels + row)
+    start = logits + row * stride
+    cols = tl.arange(0, BLOCK)
+    top = -float("inf")
+    total = 0.0
+    for first in range(0, width, BLOCK):
+        v = tl.load(start + first + cols, first + cols < width, -float("inf")).to(tl.float32)
+        larger = tl.maximum(top, tl.max(v, 0))
+        total = total * tl.exp(top - larger) + tl.sum(tl.exp(v - larger), 0)
+        top = larger
+    right = tl.load(start + label).to(tl.float32)
+    tl.store(losses + row, top + tl.log(total) - right)
+    tl.store(hits + row, (right >= top).to(tl.float32))
+    tl.debug_barrier()
+    for first in range(0, width, BLOCK):
+        mask = first + cols < width
+        v = tl.load(start + first + cols, mask, -float("inf")).to(tl.float32)
+        p = tl.exp(v - top) / total - tl.where(first + cols == label, 1.0, 0.0)
+        tl.store(start + first + cols, p, mask)

@@ -1,0 +1,144 @@
+"""What lies between the matmuls, by Triton on a GPU and by plain torch elsewhere.
+
+Shapes: ``T`` tokens, ``H`` the model's width, ``I`` the MLP's. Rows may be strided.
+"""
+
+import torch
+from bitsandbytes.functional import QuantState
+from torch import Tensor
+
+from worker.fast import reference
+
+#: Columns of one program: enough for the memory's bandwidth, few enough for registers.
+_COLUMNS = 1024
+#: Quantization blocks of 64 weights in one program.
+_BLOCKS = 64
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _warps(columns: int) -> int:
+    return 4 if columns <= 2048 else 8 if columns <= 8192 else 16
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
+    """Write the RMS norm of ``x`` [T, H] times ``weight`` [H] to ``out``; returns each row's scale [T]."""
+    if not x.is_cuda:
+        return reference.rms_norm_forward(x, weight, eps, out)
+    from worker.fast import kernels  # noqa: PLC0415 - Triton is there on GPU machines only
+
+    rows, width = x.shape
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block = _power_of_2(width)
+    kernels.rms_norm_forward[(rows,)](
+        x, x.stride(0), weight, out, out.stride(0), scale, width, eps, BLOCK=block, num_warps=_warps(block)
+    )
+    return scale
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
+    """Gradient at the norm's input [T, H] plus ``residual``, the gradient that went past the norm."""
+    if not x.is_cuda:
+        return reference.rms_norm_backward(grad, x, weight, scale, residual)
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = x.shape
+    out = torch.empty_like(residual)
+    block = _power_of_2(width)
+    kernels.rms_norm_backward[(rows,)](
+        *(grad, grad.stride(0), x, x.stride(0), weight, scale, residual, residual.stride(0), out, out.stride(0)),
+        width,
+        BLOCK=block,
+        num_warps=_warps(block),
+    )
+    return out
+
+
+def rotate(source: Tensor, out: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> None:
+    """Rotate heads lying side by side [T, heads * head] by their positions into ``out``, which may be ``source``.
+
+    ``cos`` and ``sin`` are [T, head], as transformers makes them: both halves alike. ``back`` undoes a rotation.
+    """
+    sign = -1.0 if back else 1.0
+    if not source.is_cuda:
+        reference.rotate(source, out, cos, sin, sign)
+        return
+    from worker.fast import kernels  # noqa: PLC0415
+
+    heads = source.shape[1] // cos.shape[-1]
+    kernels.rotate[(len(source),)](
+        *(source, source.stride(0), out, out.stride(0), cos, sin, cos.stride(0), heads, sign),
+        HALF=cos.shape[-1] // 2,
+        HEADS=_power_of_2(heads),
+        num_warps=4,
+    )
+
+
+def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
+    """Write silu(gate) * up to ``out`` [T, I]; ``gate_up`` is [T, 2 I]."""
+    if not gate_up.is_cuda:
+        reference.swiglu_forward(gate_up, out)
+        return
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = len(gate_up), gate_up.shape[1] // 2
+    grid = (rows, -(-width // _COLUMNS))
+    kernels.swiglu_forward[grid](gate_up, gate_up.stride(0), out, out.stride(0), width, BLOCK=_COLUMNS, num_warps=4)
+
+
+def swiglu_backward_(grad: Tensor, gate_up: Tensor, product: Tensor) -> None:
+    """Turn ``gate_up`` [T, 2 I] into its gradient, and write silu(gate) * up to ``product`` once more."""
+    if not gate_up.is_cuda:
+        reference.swiglu_backward_(grad, gate_up, product)
+        return
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = len(gate_up), gate_up.shape[1] // 2
+    kernels.swiglu_backward[(rows, -(-width // _COLUMNS))](
+        *(grad, grad.stride(0), gate_up, gate_up.stride(0), product, product.stride(0), width),
+        BLOCK=_COLUMNS,
+        num_warps=4,
+    )
+
+
+def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor | None = None, column: int = 0) -> None:
+    """Write 4-bit weights to the first columns of ``out`` [out, …], and ``adapter`` [out, r] from ``column`` on.
+
+    In ``out``'s type. Blocks of 64 weights must not cross rows.
+    """
+    if not packed.is_cuda:
+        reference.dequantize(packed, state, out, adapter, column)
+        return
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, in_features = state.shape
+    blocks = rows * in_features // 64
+    nested = bool(state.nested)
+    rank = adapter.shape[1] if adapter is not None else 0
+    programs, more = -(-blocks // _BLOCKS), -(-rows * rank // (_BLOCKS * 64))
+    kernels.dequantize[(programs + more,)](
+        *(packed, state.absmax, state.code),
+        *((state.state2.code, state.state2.absmax, state.offset) if nested else (state.absmax,) * 3),
+        *(out, out.stride(0), blocks, in_features, programs),
+        *(adapter if adapter is not None else out, rows, rank, column),
+        NESTED=nested,
+        BLOCK=_BLOCKS,
+        num_warps=4,
+    )
+
+
+def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses [T] and hits [T] (1 where the largest logit is the label's); ``logits`` [T, V] becomes their gradient."""
+    if not logits.is_cuda:
+        return reference.cross_entropy_(logits, labels)
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    hits = torch.empty_like(losses)
+    kernels.cross_entropy[(rows,)](
+        logits, logits.stride(0), labels, losses, hits, width, BLOCK=min(8192, _power_of_2(width)), num_warps=8
+    )
+    return losses, hits

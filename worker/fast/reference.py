@@ -1,0 +1,59 @@
+"""The kernels' arithmetic in plain torch, in the inputs' own precision: for processors, and to check the kernels by."""
+
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from torch import Tensor
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
+    """As ``ops.rms_norm_forward``."""
+    scale = (x.square().mean(-1) + eps).rsqrt()
+    out.copy_(x * scale[:, None] * weight)
+    return scale
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
+    """As ``ops.rms_norm_backward``."""
+    weighted, normed = grad * weight, x * scale[:, None]
+    return residual + (weighted - normed * (weighted * normed).mean(-1, keepdim=True)) * scale[:, None]
+
+
+def rotate(source: Tensor, out: Tensor, cos: Tensor, sin: Tensor, sign: float) -> None:
+    """As ``ops.rotate``."""
+    half = cos.shape[-1] // 2
+    heads = source.reshape(len(source), -1, 2, half)
+    a, b = heads[:, :, 0], heads[:, :, 1]
+    c, s = cos[:, None, :half], sin[:, None, :half] * sign
+    out.copy_(torch.stack([a * c - b * s, b * c + a * s], 2).flatten(1))
+
+
+def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
+    """As ``ops.swiglu_forward``."""
+    gate, up = gate_up.chunk(2, -1)
+    out.copy_(torch.nn.functional.silu(gate) * up)
+
+
+def swiglu_backward_(grad: Tensor, gate_up: Tensor, product: Tensor) -> None:
+    """As ``ops.swiglu_backward_``."""
+    gate, up = (half.clone() for half in gate_up.chunk(2, -1))
+    s = torch.sigmoid(gate)
+    product.copy_(gate * s * up)
+    gate_up.copy_(torch.cat([grad * up * s * (1 + gate * (1 - s)), grad * gate * s], -1))
+
+
+def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor | None, column: int) -> None:
+    """As ``ops.dequantize``."""
+    out[:, : state.shape[1]] = dequantize_4bit(packed, state)
+    if adapter is not None:
+        out[:, column : column + adapter.shape[1]] = adapter
+
+
+def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``ops.cross_entropy_``."""
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    losses = torch.nn.functional.cross_entropy(precise, labels, reduction="none")
+    hits = (logits.argmax(-1) == labels).to(losses.dtype)
+    gradient = torch.softmax(precise, -1)
+    gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
+    logits.copy_(gradient)
+    return losses, hits

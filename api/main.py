@@ -8,13 +8,14 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from api import eval_runs, evals, files, health, jobs, models
+from api import eval_runs, evals, files, health, jobs, models, webhooks
 from api.deps import LifespanState, Parts
 from api.errors import install_error_handlers
 from api.middleware import BodyLimit, RefuseNul, RequestLog
 from api.orphans import OrphanSweep
 from api.reaper import Reaper
 from api.relay import Relay
+from api.webhook_sender import WebhookSender
 from core.broker import make_celery
 from core.catalogue import load_catalogue
 from core.logging import configure_logging
@@ -46,14 +47,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         relay = Relay(parts.database, parts.celery, chosen.poll_seconds)
         reaper = Reaper(parts.database, parts.storage, chosen)
         orphans = OrphanSweep(parts.database, parts.storage)
-        parts.database.on_outbox = relay.wake
+        sender = WebhookSender(parts.database, chosen)
+
+        def wake() -> None:
+            relay.wake()
+            sender.wake()
+
+        parts.database.on_outbox = wake
         relay.start()
+        sender.start()
         reaper.start()
         orphans.start()
         try:
             yield LifespanState(parts=parts)
         finally:
             await run_sync(relay.stop)
+            await run_sync(sender.stop)
             await run_sync(reaper.stop)
             await run_sync(orphans.stop)
             parts.celery.close()
@@ -72,7 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ],
     )
     install_error_handlers(app)
-    for part in (health, files, jobs, models, eval_runs, evals):
+    for part in (health, files, jobs, models, eval_runs, evals, webhooks):
         app.include_router(part.router)
     return app
 

@@ -6,7 +6,20 @@ from typing import Literal
 from ulid import LaxMonotonicPolicy, ULIDGenerator
 
 Prefix = Literal[
-    "proj_", "key_", "file-", "ftjob-", "ftevent-", "ftckpt-", "eval_", "evalrun_", "outputitem_", "outbox_", "req_"
+    "proj_",
+    "key_",
+    "file-",
+    "ftjob-",
+    "ftevent-",
+    "ftckpt-",
+    "eval_",
+    "evalrun_",
+    "outputitem_",
+    "outbox_",
+    "req_",
+    "we_",
+    "whd_",
+    "evt_",
 ]
 
 # Within one process ids rise even inside one millisecond; the events of a transaction keep their order.

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(512 * 2**20, gt=0, description="Largest upload.")
     max_line_bytes: int = Field(2**20, gt=0, description="Longest line of a dataset.")
     max_body_bytes: int = Field(4 * 2**20, gt=0, description="Largest JSON body of a request.")
+    webhook_private_targets: bool = Field(
+        False, description="Let webhooks go to private, loopback and link-local addresses, and over plain http."
+    )
 
     def model_post_init(self, context: object, /) -> None:
         """Make ``home`` absolute, so that a process started in another folder finds the same one."""

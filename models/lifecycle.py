@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, CursorResult, Result, and_, delete, func, 
 from sqlalchemy.orm import Session
 
 from core.errors import HoneError, InvalidRequestError, NotFoundError
+from models import webhooks
 from models.base import db_now
 from models.database import OUTBOX_WRITTEN
 from models.status import ENDED, TRANSITIONS, JobKind, JobStatus
@@ -69,7 +70,10 @@ def _move(
         .execution_options(synchronize_session=False)
     )
     session.expire_all()
-    return _matched(changed) == 1
+    moved = _matched(changed) == 1
+    if moved and to in ENDED:
+        webhooks.announce(session, job_id, to)
+    return moved
 
 
 def _matched(result: Result[Any]) -> int:

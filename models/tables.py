@@ -238,4 +238,49 @@ class OutboxMessage(Base):
     sent_at: Mapped[float | None]
 
 
+class WebhookEndpoint(Base):
+    """Where a project wants to be told of events. The secret is kept as it is: every delivery is signed with it."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index("ix_webhook_endpoints_project_id_id", "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("we_"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(256))
+    url: Mapped[str] = mapped_column(String(2048))
+    #: ``{"types": [...]}``: JSON columns hold objects.
+    event_types: Mapped[Json]
+    secret: Mapped[str] = mapped_column(String(64))
+    #: Signs beside ``secret`` until it expires: receivers have that long to learn of a rotation.
+    old_secret: Mapped[str | None] = mapped_column(String(64))
+    old_secret_expires_at: Mapped[float | None]
+    created_at: Mapped[float] = _created_at()
+    updated_at: Mapped[float] = _created_at()
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one endpoint, written with the change that it tells of: the webhooks' outbox and log."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_endpoint_id_id", "endpoint_id", "id"),
+        Index("ix_webhook_deliveries_next_try_at", "next_try_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("whd_"))
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    event_id: Mapped[str] = mapped_column(String(64))
+    event_type: Mapped[str] = mapped_column(String(64))
+    body: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16), default="pending")
+    #: All tries so far; a sender's outcome counts only while this is still its own try.
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    tries_left: Mapped[int] = mapped_column(Integer)
+    #: While a try is under way: when it is taken to be lost. None once delivered or given up.
+    next_try_at: Mapped[float | None]
+    #: ``{"tries": [...]}``, oldest first.
+    log: Mapped[Json] = mapped_column(default=lambda: {"tries": []})
+    created_at: Mapped[float] = _created_at()
+
+
 metadata: MetaData = Base.metadata

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from api.deps import CurrentProject, ReadSession, WriteSession
@@ -56,11 +56,12 @@ def list_evals(
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Order = "asc",
-    order_by: Literal["created_at"] = "created_at",
+    order_by: Literal["created_at", "updated_at"] = "created_at",
 ) -> Page[EvalObject]:
     """The project's evals."""
     query = select(Eval).where(Eval.project_id == project_id)
-    rows, has_more = fetch_page(session, query, Eval.id, after=after, limit=limit, order=order)
+    by = func.coalesce(Eval.updated_at, Eval.created_at) if order_by == "updated_at" else None
+    rows, has_more = fetch_page(session, query, Eval.id, after=after, limit=limit, order=order, by=by)
     return page_of([eval_object(row) for (row,) in rows], has_more)
 
 

@@ -1,10 +1,10 @@
 """Cursor pages. Ids sort by time, so a cursor is the id of the last row of the page before."""
 
-from typing import Annotated, Generic, Literal, TypeVar, TypeVarTuple
+from typing import Annotated, Any, Generic, Literal, TypeVar, TypeVarTuple
 
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.errors import InvalidRequestError
@@ -42,21 +42,25 @@ def fetch_page(
     after: str | None,
     limit: int,
     order: Order,
+    by: ColumnElement[float] | None = None,
 ) -> tuple[list[tuple[*Columns]], bool]:
-    """The rows of a page, and whether there are more.
+    """The rows of a page, and whether there are more; ``by``: sorted by this, and by id where it is the same.
 
     Raises InvalidRequestError when ``after`` is not in the list that ``query`` selects.
     """
+    keys: list[ColumnElement[Any]] = [id_column] if by is None else [by, id_column]  # type: ignore[list-item]
     if after is not None:
-        if session.scalar(query.where(id_column == after).with_only_columns(id_column)) is None:
+        last = session.execute(query.where(id_column == after).with_only_columns(*keys)).one_or_none()
+        if last is None:
             raise InvalidRequestError(
                 f"The cursor '{after}' is not in this list. Use the last_id of the page before.",
                 param="after",
                 code="invalid_cursor",
             )
-        query = query.where(id_column < after if order == "desc" else id_column > after)
-    ordered = query.order_by(id_column.desc() if order == "desc" else id_column.asc())
-    rows: list[tuple[*Columns]] = list(session.execute(ordered.limit(limit + 1)))
+        place, end = tuple_(*keys), tuple_(*(literal(value) for value in last))
+        query = query.where(place < end if order == "desc" else place > end)
+    query = query.order_by(*(key.desc() if order == "desc" else key.asc() for key in keys))
+    rows: list[tuple[*Columns]] = list(session.execute(query.limit(limit + 1)))
     return rows[:limit], len(rows) > limit
 
 

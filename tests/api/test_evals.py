@@ -29,6 +29,17 @@ def test_openais_client_defines_renames_lists_and_deletes(client: OpenAI):
         client.evals.retrieve(made.id)
 
 
+def test_evals_sort_by_their_last_change_and_pages_hold_when_others_are_made(client: OpenAI):
+    first, second, third = (client.evals.create(**EVAL).id for _ in range(3))
+    client.evals.update(first, name="changed")
+    page = client.evals.list(order_by="updated_at", limit=2)
+    assert [row.id for row in page.data] == [second, third]
+    client.evals.create(**EVAL)
+    assert page.get_next_page().data[0].id == first
+    newest = client.evals.list(order_by="updated_at", order="desc", limit=1).get_next_page()
+    assert [row.id for row in newest.data] == [first]
+
+
 def _criterion(**fields):
     return {"testing_criteria": [{**EVAL["testing_criteria"][0], **fields}]}
 

@@ -15,6 +15,9 @@ from tests.api.driving import EVAL, ITEMS, error_of, evaluate, run_body, submit,
 def theirs(shared: Shared) -> dict[str, Any]:
     """One of everything, ended and stored, of the first project; and a second project's key."""
     storage = Storage(shared.storage.as_uri())
+    # No name below .invalid leads anywhere (RFC 6761): the delivery waits for its next try.
+    hook = {"name": "hook", "url": "https://receiver.invalid/", "event_types": ["fine_tuning.job.succeeded"]}
+    endpoint = shared.http.post("/v1/webhook_endpoints", json=hook).json()
     job = submit(shared.http)
     train(shared.database, storage)
     eval_id = shared.http.post("/v1/evals", json=EVAL).json()["id"]
@@ -22,6 +25,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
     run = shared.http.post(f"/v1/evals/{eval_id}/runs", json=run_body({"type": "file_id", "id": file_id})).json()
     evaluate(shared.database, storage)
     item = shared.http.get(f"/v1/evals/{eval_id}/runs/{run['id']}/output_items").json()["data"][0]
+    [delivery] = shared.http.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries").json()["data"]
     with shared.database.write() as session:
         key = accounts.create_key(session, accounts.create_project(session, "second"), "test")
     return {
@@ -33,6 +37,8 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "eval_id": eval_id,
         "run_id": run["id"],
         "item_id": item["id"],
+        "endpoint_id": endpoint["id"],
+        "delivery_id": delivery["id"],
     }
 
 
@@ -52,6 +58,10 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
             body = {"name": "mine now"}
         if (method, path) == ("POST", "/v1/evals/{eval_id}/runs"):
             body = run_body({"type": "file_content", "content": [{"item": {"prompt": "p", "completion": "c"}}]})
+        if path == "/v1/webhook_endpoints/{endpoint_id}" and method == "POST":
+            body = {"name": "mine now"}
+        if path == "/v1/webhook_endpoints/{endpoint_id}/test":
+            body = {"event_type": "eval.run.failed"}
         answer = shared.http.request(method, url, json=body, headers=theirs["headers"])
         assert answer.status_code == 404, (method, path, answer.text)
         assert error_of(answer)["code"] in ("not_found", "model_not_found")
@@ -70,7 +80,7 @@ def test_the_owner_still_has_everything(shared: Shared, theirs: dict[str, Any]):
 
 
 def test_lists_show_none_of_it(shared: Shared, theirs: dict[str, Any]):
-    for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/evals"):
+    for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/evals", "/v1/webhook_endpoints"):
         assert shared.http.get(path, headers=theirs["headers"]).json()["data"] == []
     models = shared.http.get("/v1/models", headers=theirs["headers"]).json()["data"]
     assert {model["owned_by"] for model in models} == {"hone"}

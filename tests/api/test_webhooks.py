@@ -155,34 +155,6 @@ def test_only_the_events_asked_for_come_and_only_to_ones_own_project(
     assert len(receiver.requests) == 1
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", ""),
-        ("POST", ""),
-        ("DELETE", ""),
-        ("POST", "/rotate_secret"),
-        ("POST", "/test"),
-        ("GET", "/deliveries"),
-        ("POST", "/deliveries/whd_1/replay"),
-    ],
-)
-def test_another_projects_endpoint_does_not_exist(
-    http: TestClient, receiver: Receiver, other_key: str, method: str, path: str
-):
-    endpoint = make(http, receiver.url)
-    body = {"event_type": ALL[0]} if path == "/test" else {}
-    answer = http.request(
-        method,
-        f"/v1/webhook_endpoints/{endpoint['id']}{path}",
-        json=body if method == "POST" else None,
-        headers={"Authorization": f"Bearer {other_key}"},
-    )
-    assert answer.status_code == 404
-    assert error_of(answer)["code"] == "not_found"
-    assert receiver.requests == []
-
-
 def test_a_delivery_is_replayed_under_its_old_id(http: TestClient, receiver: Receiver):
     endpoint = make(http, receiver.url)
     http.post(f"/v1/fine_tuning/jobs/{submit(http)['id']}/cancel")

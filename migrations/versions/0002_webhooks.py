@@ -1,6 +1,6 @@
 """Webhook endpoints, and the deliveries to them
 
-Revision: 0003, after 0001
+Revision: 0002, after 0001
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 
-revision = "0003"
+revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None

@@ -66,8 +66,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 
 FROM base AS worker
-# Triton builds its kernels' launchers when the first job runs, with a C compiler.
-# hadolint ignore=DL3008 -- Debian keeps one version of a release's compiler at a time
+# Triton builds its kernels' launchers when the first job runs, with a C compiler. Debian keeps one version of it a release.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*

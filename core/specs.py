@@ -71,7 +71,8 @@ class TrainingSpec(Spec):
         "auto", description="Samples in one forward pass; gradients accumulate up to batch_size."
     )
     fast_path: bool = Field(
-        True, description="On a CUDA GPU, train by Hone's own blocks where they cover the model; same loss, faster."
+        True,
+        description="Train by Hone's own blocks where they cover the model (decision 0008); same loss, faster.",
     )
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Stop after this many optimizer steps.")
     eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(

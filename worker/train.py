@@ -146,10 +146,12 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
 
 
 def fast_model(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> FastModel | None:
-    """The model on the fast path; None, with an event that says why, where a GPU can't take it."""
-    if device() != "cuda" or not spec.hone.training.fast_path:
+    """The model on the fast path; None, with an event that says why, where it is not covered."""
+    if not spec.hone.training.fast_path:
         return None
-    reason = uncovered(model) or ("it computes in bfloat16" if resolved.precision != "bfloat16" else None)
+    reason = uncovered(model)
+    if resolved.precision == "float16" or (resolved.precision == "float32" and device() == "cuda"):
+        reason = f"{resolved.precision} on this device is not covered"
     if reason is not None:
         lines.send(Event(message=f"Training without the fast path: {reason}", level="warn"))
         return None

@@ -23,7 +23,7 @@ from core.specs import DataSpec, FineTuneSpec, HoneSpec, Hyperparameters, LoraSp
 from worker.artifacts import CSV_COLUMNS
 from worker.base_models import load_base
 from worker.checkpoints import read_manifest, sha256_of
-from worker.protocol import Done, ExitCode, Failed, LineWriter, Saved, Started, Step, TrainingInput, parse_line
+from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Saved, Started, Step, TrainingInput, parse_line
 from worker.sequences import encode, read_file, to_dataset
 from worker.trainer import QLoraTrainer, add_adapter, make_config
 
@@ -189,6 +189,21 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_s
     csvs = [ended.out / "artifacts" / "step_metrics.csv" for ended in (trained, resumed)]
     first, second = ([row["train_loss"] for row in csv.DictReader(path.open())] for path in csvs)
     assert first == second
+
+
+@pytest.mark.parametrize("changes", [{"fast_path": False}, {"gradient_checkpointing": True}])
+def test_the_fast_path_changes_no_loss(changes, trained, tiny_llama, tmp_path):
+    assert not [line for line in trained.of(Event) if "fast path" in line.message]
+    other = run(make_job(tmp_path, tiny_llama, training=TRAINING.model_copy(update=changes)), tmp_path / "out")
+    assert other.losses == pytest.approx(trained.losses, rel=1e-4)
+
+
+def test_what_the_fast_path_does_not_cover_is_said(tiny_llama, tmp_path):
+    job = make_job(
+        tmp_path, tiny_llama, lora=LoraSpec(dropout=0.1), training=TRAINING.model_copy(update={"max_steps": 1})
+    )
+    warnings = [line.message for line in run(job, tmp_path / "out").of(Event) if line.level == "warn"]
+    assert warnings == ["Training without the fast path: dropout on the adapters' inputs is not covered"]
 
 
 def test_a_broken_checkpoint_is_not_resumed_from(trained, tiny_llama, tmp_path):

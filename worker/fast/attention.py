@@ -30,13 +30,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, row: Row, window: int | None) -> Ten
 def _by_sample(q: Tensor, k: Tensor, v: Tensor, row: Row, window: int | None) -> Tensor:
     parts, first = [], 0
     for length in row.lengths:
-        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-        if window is not None:
-            mask = mask.triu(1 - window)
-        one_q, one_k, one_v = (x[first : first + length].transpose(0, 1) for x in (q, k, v))
-        parts.append(scaled_dot_product_attention(one_q, one_k, one_v, mask, enable_gqa=True))
+        one_q, one_k, one_v = (x[None, first : first + length].transpose(1, 2) for x in (q, k, v))
+        mask = None if window is None else _band(length, window, q.device)
+        parts.append(scaled_dot_product_attention(one_q, one_k, one_v, mask, is_causal=mask is None, enable_gqa=True))
         first += length
-    return torch.cat(parts, 1).transpose(0, 1)
+    return torch.cat(parts, 2).transpose(1, 2)[0]
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
 def _varlen() -> Callable[[Tensor, Tensor, Tensor, Tensor, int, int | None], Tensor]:

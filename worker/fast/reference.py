@@ -1,12 +1,21 @@
-"""The kernels' arithmetic in plain torch, in the inputs' own precision: for processors, and to check the kernels by."""
+"""The kernels' arithmetic in plain torch: for processors, and to check the kernels by.
+
+As the kernels, it computes 16-bit inputs in float32.
+"""
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from torch import Tensor
 
 
+def _precise(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
     """As ``ops.rms_norm_forward``."""
+    x = _precise(x)
     scale = (x.square().mean(-1) + eps).rsqrt()
     out.copy_(x * scale[:, None] * weight)
     return scale
@@ -14,8 +23,9 @@ def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tens
 
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
     """As ``ops.rms_norm_backward``."""
-    weighted, normed = grad * weight, x * scale[:, None]
-    return residual + (weighted - normed * (weighted * normed).mean(-1, keepdim=True)) * scale[:, None]
+    weighted, normed = _precise(grad) * weight, x * scale[:, None]
+    through = (weighted - normed * (weighted * normed).mean(-1, keepdim=True)) * scale[:, None]
+    return (residual + through).to(residual.dtype)
 
 
 def rotate(source: Tensor, out: Tensor, cos: Tensor, sin: Tensor, sign: float) -> None:
@@ -29,13 +39,13 @@ def rotate(source: Tensor, out: Tensor, cos: Tensor, sin: Tensor, sign: float) -
 
 def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
     """As ``ops.swiglu_forward``."""
-    gate, up = gate_up.chunk(2, -1)
+    gate, up = _precise(gate_up).chunk(2, -1)
     out.copy_(torch.nn.functional.silu(gate) * up)
 
 
 def swiglu_backward_(grad: Tensor, gate_up: Tensor, product: Tensor) -> None:
     """As ``ops.swiglu_backward_``."""
-    gate, up = (half.clone() for half in gate_up.chunk(2, -1))
+    gate, up = _precise(gate_up).chunk(2, -1)
     s = torch.sigmoid(gate)
     product.copy_(gate * s * up)
     gate_up.copy_(torch.cat([grad * up * s * (1 + gate * (1 - s)), grad * gate * s], -1))
@@ -50,7 +60,7 @@ def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor |
 
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """As ``ops.cross_entropy_``."""
-    precise = logits if logits.dtype == torch.float64 else logits.float()
+    precise = _precise(logits)
     losses = torch.nn.functional.cross_entropy(precise, labels, reduction="none")
     hits = (logits.argmax(-1) == labels).to(losses.dtype)
     gradient = torch.softmax(precise, -1)

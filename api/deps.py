@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from api.once import ONCE, Once, json_body
 from core.catalogue import Catalogue
 from core.errors import AuthenticationError
 from core.settings import Settings
@@ -60,11 +61,6 @@ def _read_session(parts: PartsDep) -> Iterator[Session]:
         yield session
 
 
-def _write_session(parts: PartsDep) -> Iterator[Session]:
-    with parts.database.write() as session:
-        yield session
-
-
 SettingsDep = Annotated[Settings, Depends(_settings)]
 StorageDep = Annotated[Storage, Depends(_storage)]
 CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]
@@ -72,7 +68,6 @@ CatalogueDep = Annotated[Catalogue, Depends(_catalogue)]
 # scope="function": left when the endpoint has returned and its response is built, before a byte of it is sent. So a
 # commit that fails is an error to the client, not a 200, and no connection is held while a response streams.
 ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
-WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
 
 _bearer = HTTPBearer(auto_error=False, description="An API key; `hone keys create` makes one.")
 
@@ -90,3 +85,24 @@ def _current_project(
 
 
 CurrentProject = Annotated[str, Depends(_current_project)]
+
+
+async def _once(request: Request, project_id: CurrentProject) -> Once:
+    once = Once(request)
+    if once.asked and not request.headers.get("content-type", "").startswith("multipart/"):
+        once.identify(project_id, await json_body(request))
+    return once
+
+
+#: The request's `Idempotency-Key`, identified by its JSON; who takes a multipart form identifies it by what is in it.
+OnceDep = Annotated[Once, Depends(_once)]
+
+
+def _write_session(parts: PartsDep, once: OnceDep) -> Iterator[Session]:
+    with parts.database.write() as session:
+        session.info[ONCE] = once
+        yield session
+
+
+# In function scope as ReadSession. What an endpoint does in it is done once for each Idempotency-Key.
+WriteSession = Annotated[Session, Depends(_write_session, scope="function")]

@@ -11,6 +11,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
+from api.once import ReplayError, replayed
 from api.validation_message import explain
 from core.errors import AuthenticationError, HoneError
 from core.logging import get_logger
@@ -98,5 +99,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(StorageError, storage_away)
+    app.add_exception_handler(ReplayError, replayed)
     for away in (OperationalError, InterfaceError, PoolTimeoutError):
         app.add_exception_handler(away, database_away)

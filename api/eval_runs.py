@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from api.deps import CurrentProject, Parts, PartsDep, ReadSession, WriteSession
+from api.deps import CurrentProject, OnceDep, Parts, PartsDep, ReadSession, WriteSession
 from api.evals import get_eval
 from api.file_access import require_input
 from api.json_body import StrictJsonRoute
@@ -81,9 +81,10 @@ def _on_the_wire(session: Session, request: Request, found: Iterable[tuple[EvalR
 
 @router.post("", status_code=201)
 def create_run(
-    eval_id: str, body: RunRequest, request: Request, project_id: CurrentProject, parts: PartsDep
+    eval_id: str, body: RunRequest, request: Request, project_id: CurrentProject, parts: PartsDep, once: OnceDep
 ) -> RunObject:
     """Submit a run. Items that come in the request are stored as a file first, so that the job has all it needs."""
+    once.look(parts.database)
     with parts.database.read() as session:
         row = get_eval(session, project_id, eval_id)
         criteria = tuple(CodeBleuCriterion.model_validate(entry) for entry in row.testing_criteria["criteria"])
@@ -91,8 +92,10 @@ def create_run(
     items_file = items_file_of(parts, project_id, body, _paths(body, criteria))
     try:
         with parts.database.write() as session:
+            once.begin(session)
             run, job = _submit(session, parts, project_id, eval_id, body, criteria, items_file)
             answer = _on_the_wire(session, request, [(run, job)])[0]
+            once.keep(session, answer, status=201)
     except BaseException:
         if isinstance(body.data_source.source, InlineSource):
             _forget(parts, items_file)

@@ -11,6 +11,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from api.once import as_json, carry_out_once
+
 #: No request of ours nests deeper than 12; Python's own limit is about 1,000 and would be met at random places.
 MAX_DEPTH = 64
 MAX_INTEGER = 2**63 - 1
@@ -85,12 +87,11 @@ def _answers_json(endpoint: Callable[..., Any], status_code: int | None) -> Call
 
     @wraps(endpoint)
     def answer(*args: Any, **kwargs: Any) -> Any:
-        made = endpoint(*args, **kwargs)
+        status = status_code or 200
+        made = carry_out_once(kwargs.get("session"), lambda: endpoint(*args, **kwargs), status)
         if not isinstance(made, BaseModel):
             return made
-        # As any: a page's items are of the class that they are, not of the page's bound.
-        body = made.model_dump_json(serialize_as_any=True)
-        return Response(body, status_code=status_code or 200, media_type="application/json")
+        return Response(as_json(made), status_code=status, media_type="application/json")
 
     return answer
 

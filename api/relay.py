@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from api.background import Repeating
 from core.broker import send_hint
 from core.logging import get_logger
+from models import idempotency
 from models.base import db_now
 from models.database import Database
 from models.lifecycle import HINT
@@ -93,6 +94,7 @@ class Relay:
             return
         with self._database.write() as session:
             session.execute(delete(OutboxMessage).where(OutboxMessage.sent_at < db_now() - _KEEP_SECONDS))
+            idempotency.sweep(session)
         self._swept_at = time.monotonic()
 
 

@@ -1,5 +1,7 @@
 """An upload: its form is received into a spool, checked, stored, and only then written into the database."""
 
+import hashlib
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +13,8 @@ from pydantic import Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from api.deps import Parts
-from api.schemas import FilePurpose
+from api.once import Once
+from api.schemas import FilePurpose, file_object
 from core import dataset
 from core.dataset import DatasetReport
 from core.errors import InvalidRequestError, TooLargeError
@@ -94,8 +97,11 @@ def clean_filename(name: str) -> str:
     return cut if cut.strip(".") else "upload"
 
 
-def store_upload(parts: Parts, project_id: str, upload: Upload) -> File:
+def store_upload(parts: Parts, project_id: str, upload: Upload, once: Once) -> File:
     """Check, store and register an upload. Whatever goes wrong, neither a row nor an object stays behind."""
+    if once.asked:
+        once.identify(project_id, _fingerprint(upload))
+        once.look(parts.database)
     if upload.bytes > parts.settings.max_file_bytes:
         limit = f"{parts.settings.max_file_bytes:,}"
         raise TooLargeError(f"The file is larger than {limit} bytes.", param="file", code="file_too_large")
@@ -109,7 +115,18 @@ def store_upload(parts: Parts, project_id: str, upload: Upload) -> File:
         purpose=upload.fields.purpose,
         report=report,
         expires_after=upload.fields.expires_after.seconds if upload.fields.expires_after else None,
+        once=once,
     )
+
+
+def _fingerprint(upload: Upload) -> bytes:
+    """What the form says, without the boundaries of its parts, which differ each time it is sent."""
+    upload.content.seek(0)
+    digest = hashlib.sha256()
+    for chunk in _chunks(upload.content):
+        digest.update(chunk)
+    said = [upload.fields.model_dump(mode="json"), upload.filename, digest.hexdigest()]
+    return json.dumps(said, sort_keys=True).encode()
 
 
 def store_file(
@@ -121,13 +138,19 @@ def store_file(
     purpose: str,
     report: Mapping[str, Any] | None,
     expires_after: int | None = None,
+    once: Once | None = None,
 ) -> File:
-    """Put bytes into storage and their row into the database; neither stays without the other."""
+    """Put bytes into storage and their row into the database; neither stays without the other.
+
+    With ``once``, the row is the request's answer. Raises ReplayError when another request with its key was faster.
+    """
     file_id = new_id("file-")
     key = f"files/{file_id}"
     try:
         stored = parts.storage.put(key, chunks)
         with parts.database.write() as session:
+            if once is not None:
+                once.begin(session)
             file = File(
                 id=file_id,
                 project_id=project_id,
@@ -142,6 +165,8 @@ def store_file(
             session.flush()
             if expires_after is not None:
                 file.expires_at = file.created_at + expires_after
+            if once is not None:
+                once.keep(session, file_object(file))
     except BaseException:
         parts.storage.delete(key)
         raise

@@ -238,6 +238,20 @@ class OutboxMessage(Base):
     sent_at: Mapped[float | None]
 
 
+class IdempotencyKey(Base):
+    """A key that a request was sent with, and the answer that it got; written with what the request made."""
+
+    __tablename__ = "idempotency_keys"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    #: SHA-256 of method, path and body.
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int] = mapped_column(Integer)
+    body: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now(), index=True)
+
+
 class WebhookEndpoint(Base):
     """Where a project wants to be told of events. The secret is kept as it is: every delivery is signed with it."""
 

@@ -1,45 +1,19 @@
-"""Sessions, migrations and keys on both engines."""
+"""Sessions and keys on both engines."""
 
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-import migrations
 from core.errors import AuthenticationError
 from models import accounts
 from models.base import db_now
 from models.database import Database
-from models.tables import ApiKey, File, Project, metadata
-
-
-def test_migrations_go_up_down_and_up_again_and_match_the_tables(database_url):
-    migrations.downgrade(database_url)
-    database = Database(database_url)
-    assert set(inspect(database.engine).get_table_names()) <= {"alembic_version"}
-    migrations.upgrade(database_url)
-    with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, metadata) == []
-    database.dispose()
-
-
-def test_migrating_twice_at_once_is_safe(postgres_url):
-    migrations.downgrade(postgres_url)
-    command = [sys.executable, "-c", "import sys, migrations; migrations.upgrade(sys.argv[1])", postgres_url]
-    started = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(60) for process in started] == [0, 0]
-    database = Database(postgres_url)
-    assert set(inspect(database.engine).get_table_names()) == {*metadata.tables, "alembic_version"}
-    database.dispose()
+from models.tables import ApiKey, File, Project
 
 
 def test_a_block_that_raises_changes_nothing(database):

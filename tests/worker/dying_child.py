@@ -1,0 +1,85 @@
+"""The forked side of tests/worker/dying.py; importing it takes torch and TRL along."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.worker.dying import Instant, hook, kill_forks_in_save, redirect, strike
+from worker import checkpoints, progress, train, trainer
+from worker.protocol import Event, LineWriter
+
+
+def run(source: str, out: str, said: str, instant: Instant | None, saves_killed: int) -> None:
+    """Train as `python -m worker.train` does; the exit code is its."""
+    redirect(said)
+    if instant is not None:
+        _PLACES[instant.where](instant)
+    if saves_killed:
+        kind = trainer.QLoraTrainer
+        kind._save_checkpoint = kill_forks_in_save(kind._save_checkpoint, saves_killed)
+    os._exit(train.main([source, out]))
+
+
+def _at_step_end(instant: Instant) -> None:
+    """After the step's update, before its figures are told, its validation and its checkpoint."""
+
+    def told(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        if state.global_step == instant.step:
+            strike(instant)
+
+    hook(progress.ProgressCallback, "on_step_end", told)
+
+
+def _in_evaluation(instant: Instant) -> None:
+    """At the first batch of the step's validation."""
+
+    def computed(self: Any, *_: Any, **__: Any) -> None:
+        if not self.model.training and self.state.global_step == instant.step:
+            strike(instant)
+
+    hook(trainer.QLoraTrainer, "compute_loss", computed)
+
+
+def _in_save(instant: Instant) -> None:
+    """When the step's checkpoint has all its files and no manifest."""
+
+    def sealed(folder: Path, *_: Any) -> None:
+        if folder.name == f"checkpoint-{instant.step}":
+            strike(instant)
+
+    hook(trainer, "write_manifest", sealed)
+
+
+def _in_seal(instant: Instant) -> None:
+    """When the step's manifest is written and not yet renamed into place."""
+
+    def hashed(folder: Path) -> None:
+        if folder.name == f"checkpoint-{instant.step}":
+            strike(instant)
+
+    hook(checkpoints, "hash_files", hashed)
+
+
+def _loading(instant: Instant) -> None:
+    """When the base model is about to be loaded."""
+
+    def sent(_: LineWriter, line: Any) -> None:
+        if isinstance(line, Event) and line.message.startswith("Loading base model"):
+            strike(instant)
+
+    hook(LineWriter, "send", sent)
+
+
+def _at_the_artifacts(instant: Instant) -> None:
+    """When training is over and its last checkpoint is told of."""
+    hook(train, "save", lambda *_: strike(instant))
+
+
+_PLACES = {
+    "step": _at_step_end,
+    "evaluation": _in_evaluation,
+    "save": _in_save,
+    "seal": _in_seal,
+    "loading": _loading,
+    "artifacts": _at_the_artifacts,
+}

@@ -1,20 +1,21 @@
 """What endpoints ask for: the parts of the application, a session, and the project that the key opens."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from typing import Annotated, TypedDict
 
 from celery import Celery
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from api.key_cache import KeyCache
 from api.once import ONCE, Once, json_body
 from core.catalogue import Catalogue
 from core.errors import AuthenticationError
 from core.settings import Settings
 from core.storage import Storage
-from models import accounts
 from models.database import Database
 
 
@@ -27,6 +28,7 @@ class Parts:
     storage: Storage
     catalogue: Catalogue
     celery: Celery
+    keys: KeyCache = field(default_factory=KeyCache)
 
 
 class LifespanState(TypedDict):
@@ -56,7 +58,9 @@ async def _catalogue(parts: PartsDep) -> Catalogue:
     return parts.catalogue
 
 
-def _read_session(parts: PartsDep) -> Iterator[Session]:
+async def _read_session(parts: PartsDep) -> AsyncIterator[Session]:
+    # No thread for this: a session opens its connection at its first query, in the endpoint's thread, where
+    # json_body closes it as well.
     with parts.database.read() as session:
         yield session
 
@@ -72,7 +76,7 @@ ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
 _bearer = HTTPBearer(auto_error=False, description="An API key; `hone keys create` makes one.")
 
 
-def _current_project(
+async def _current_project(
     parts: PartsDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> str:
     """The project's id. Its session ends here: requests that hold one and wait for another could starve the pool."""
@@ -80,8 +84,10 @@ def _current_project(
         raise AuthenticationError(
             "No API key was given. Send it as 'Authorization: Bearer <key>'.", code="missing_api_key"
         )
-    with parts.database.read() as session:
-        return accounts.authenticate(session, credentials.credentials)
+    key = credentials.credentials
+    if (project_id := parts.keys.find(key)) is not None:
+        return project_id
+    return await run_in_threadpool(parts.keys.ask, parts.database, key)
 
 
 CurrentProject = Annotated[str, Depends(_current_project)]

@@ -55,7 +55,9 @@ def result_files(session: Session, job_ids: Collection[str]) -> dict[str, list[s
 
 
 def _on_the_wire(session: Session, job: Job) -> FineTuningJob:
-    return fine_tuning_job(job, result_files(session, [job.id])[job.id])
+    # Result files appear with this status, in one transaction; no other needs the query.
+    files = result_files(session, [job.id])[job.id] if job.status == JobStatus.SUCCEEDED else []
+    return fine_tuning_job(job, files)
 
 
 @router.post("")

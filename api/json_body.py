@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from api.once import as_json, carry_out_once
+from api.once import ONCE, as_json, carry_out_once
 
 #: No request of ours nests deeper than 12; Python's own limit is about 1,000 and would be met at random places.
 MAX_DEPTH = 64
@@ -87,11 +87,15 @@ def _answers_json(endpoint: Callable[..., Any], status_code: int | None) -> Call
 
     @wraps(endpoint)
     def answer(*args: Any, **kwargs: Any) -> Any:
-        status = status_code or 200
-        made = carry_out_once(kwargs.get("session"), lambda: endpoint(*args, **kwargs), status)
-        if not isinstance(made, BaseModel):
-            return made
-        return Response(as_json(made), status_code=status, media_type="application/json")
+        status, session = status_code or 200, kwargs.get("session")
+        try:
+            made = carry_out_once(session, lambda: endpoint(*args, **kwargs), status)
+            if not isinstance(made, BaseModel):
+                return made
+            return Response(as_json(made), status_code=status, media_type="application/json")
+        finally:
+            if session is not None and ONCE not in session.info:
+                session.close()  # one that only reads; a write's commit follows
 
     return answer
 

@@ -12,7 +12,7 @@ are guarded by the epoch of its claim as well: once another worker has claimed t
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, Result, and_, delete, func, select, true, update
+from sqlalchemy import ColumnElement, CursorResult, Result, and_, bindparam, delete, func, select, true, update
 from sqlalchemy.orm import Session
 
 from core.errors import HoneError, InvalidRequestError, NotFoundError
@@ -356,9 +356,15 @@ def reap(session: Session, max_attempts: int) -> list[str]:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
+#: Made once: building it and its cache key would cost as much as PostgreSQL takes to answer.
+_GET_JOB = select(Job).where(
+    Job.id == bindparam("id"), Job.project_id == bindparam("project_id"), Job.kind == bindparam("kind")
+)
+
+
 def get_job(session: Session, project_id: str, job_id: str, kind: JobKind) -> Job:
     """A project's job. Raises NotFoundError for another project's as for none."""
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.kind == kind))
+    job = session.scalar(_GET_JOB, {"id": job_id, "project_id": project_id, "kind": kind})
     if job is None:
         raise NotFoundError(f"No job {job_id!r:.80} exists in this project.", code="not_found")
     return job

@@ -16,6 +16,20 @@ from models.database import Database
 from models.tables import ApiKey, File, Project
 
 
+def test_a_connection_that_died_while_idle_is_replaced_before_it_is_used(postgres_url, monkeypatch):
+    monkeypatch.setattr("models.database._TRUSTED_SECONDS", 0)
+    database = Database(postgres_url)
+    other = Database(postgres_url)
+    with database.read() as session:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+    with other.write() as session:
+        session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    with database.read() as session:
+        assert session.scalar(text("SELECT pg_backend_pid()")) != pid
+    database.dispose()
+    other.dispose()
+
+
 def test_a_block_that_raises_changes_nothing(database):
     with pytest.raises(RuntimeError), database.write() as session:
         session.add(Project(name="x"))

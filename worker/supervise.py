@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from core.disk import disk_full
 from core.errors import HoneError, TrainingError
 from core.logging import get_logger
 from core.settings import Settings
@@ -96,6 +97,8 @@ class Attempt:
             return self._fail(error)
         except Exception as error:
             self._log.exception("attempt broke off")
+            if (full := disk_full(error)) is not None:
+                return self._fail(full)
             return self._hand_back(f"the worker met an error: {type(error).__name__}: {error}", count_attempt=True)
 
     def _work(self, space: Workspace) -> Ending:

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from core.disk import disk_full
 from core.errors import HoneError, TrainingError
 from core.resolve import Facts, Resolved, resolve
 from core.specs import FineTuneSpec
@@ -213,9 +215,13 @@ def main(arguments: list[str]) -> ExitCode:
     out.mkdir(parents=True, exist_ok=True)
     try:
         return train(TrainingInput.model_validate_json(source.read_bytes()), out, lines, stop)
-    except HoneError as error:
-        traceback.print_exc()
-        lines.send(Failed(code=error.code or error.type, message=error.message, param=error.param))
+    except Exception as error:
+        told = error if isinstance(error, HoneError) else disk_full(error)
+        if told is None:
+            raise
+        lines.send(Failed(code=told.code or told.type, message=told.message, param=told.param))
+        with suppress(OSError):  # the log is on the disk that may be full
+            traceback.print_exc()
         return ExitCode.FAILED
 
 

@@ -1,8 +1,12 @@
+import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from api.main import create_app
+from api.reaper import Reaper
 from core.settings import Settings
+from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.status import JobStatus
@@ -38,3 +42,29 @@ def test_a_file_whose_time_is_up_goes_unless_a_job_needs_it(settings: Settings, 
         wait_for(lambda: http.get(f"/v1/files/{idle}").status_code == 404)
         wait_for(lambda: not (tmp_path / "storage" / "files" / idle).exists())
         assert http.get(f"/v1/files/{needed}").status_code == 200
+
+
+def test_after_an_outage_of_the_database_workers_get_time_to_renew_their_leases(
+    settings: Settings, key: str, database: Database, storage: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    with TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"}) as http:
+        job_id = submit(http)["id"]
+    with database.write() as session:
+        assert lifecycle.claim(session, "alive", lease_seconds=0) is not None
+    reaper = Reaper(database, storage, settings.model_copy(update={"heartbeat_seconds": 0.2}))
+
+    def status() -> JobStatus:
+        with database.read() as session:
+            return session.get_one(Job, job_id).status
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "reap", away)
+        with pytest.raises(OperationalError):
+            reaper.reap()
+    reaper.reap()
+    assert status() == JobStatus.RUNNING
+    wait_for(lambda: reaper.reap() and status() == JobStatus.QUEUED, 5)
+
+
+def away(*_: object) -> list[str]:
+    raise OperationalError("UPDATE jobs", {}, Exception("the server is gone"))

@@ -94,8 +94,9 @@ class Member:
 class Cluster:
     """All of them; a context that leaves nothing behind."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, modes: Sequence[str] = MODES) -> None:
         self.folder = folder
+        self._modes = modes
         self.logs = folder / "logs"
         self.storage_url = (folder / "storage").as_uri()
         self.port, self._valkey_port = free_port(), free_port()
@@ -149,7 +150,7 @@ class Cluster:
         self._add("valkey", [*valkey, "--appendonly", "yes", "--save", ""], {})
         self._add("api", [sys.executable, "-m", "api"], self._environment("api"))
         for name in WORKERS:
-            command = [sys.executable, "-m", "tests.worker.run_worker", *MODES]
+            command = [sys.executable, "-m", "tests.worker.run_worker", *self._modes]
             self._add(name, command, self._environment(name))
 
     def _add(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:

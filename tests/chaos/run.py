@@ -71,7 +71,7 @@ def run(folder: Path, *, seed: int, jobs: int, faults: int) -> Report:
     with Cluster(folder) as cluster:
         cluster.start("postgres")
         database = Database(cluster.database_url)
-        key = _prepare(database)
+        key = prepare(database)
         cluster.start(*(name for name in cluster.members if name != "postgres"))
         submitter = Submitter(cluster.base_url, key, jobs, seed)
         dealer = Faults(cluster, seed)
@@ -100,7 +100,7 @@ def run(folder: Path, *, seed: int, jobs: int, faults: int) -> Report:
     )
 
 
-def _prepare(database: Database) -> str:
+def prepare(database: Database) -> str:
     """Wait for PostgreSQL, have it keep a record, and make a key."""
     deadline = time.monotonic() + 30
     while True:

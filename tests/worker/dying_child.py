@@ -1,6 +1,7 @@
 """The forked side of tests/worker/dying.py; importing it takes torch and TRL along."""
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,18 @@ def _at_the_artifacts(instant: Instant) -> None:
     hook(train, "save", lambda *_: strike(instant))
 
 
+def _disk_is_full(instant: Instant) -> None:
+    """From the step's end on no file grows beyond 50 kB: the adapter has some 150."""
+
+    def limit(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        if state.global_step == instant.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    hook(progress.ProgressCallback, "on_step_end", limit)
+
+
 _PLACES = {
+    "disk full": _disk_is_full,
     "step": _at_step_end,
     "evaluation": _in_evaluation,
     "save": _in_save,

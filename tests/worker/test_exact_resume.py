@@ -14,7 +14,7 @@ from tests.worker.test_train import make_job
 from worker import bundles
 from worker.bundles import BundleError
 from worker.checkpoints import read_manifest
-from worker.protocol import ExitCode, TrainingInput
+from worker.protocol import ExitCode, Failed, TrainingInput
 
 STEPS = 12
 #: Twelve steps in three epochs of four: an epoch ends at a checkpoint (4, 8) and at a validation (8, 12).
@@ -128,6 +128,20 @@ def test_told_to_stop_in_any_phase_it_goes_on_from_where_it_was(
     assert_same(last, whole)
     assert sorted({**stopped.losses, **last.losses}) == sorted(whole.losses)
     assert not set(stopped.losses) & set(last.losses), "a step was done twice"
+
+
+def test_a_full_disk_fails_the_run_by_name_and_leaves_the_checkpoints_that_were_there(
+    job: TrainingInput, whole: Run, tmp_path: Path
+):
+    run = go_on(job, tmp_path / "full", [], Instant("disk full", 3))
+    assert run.code == ExitCode.FAILED
+    assert isinstance(run.lines[-1], Failed)
+    assert run.lines[-1].code == "disk_full"
+    assert "The worker's disk is full" in run.lines[-1].message
+    assert run.saved == [2]
+    assert read_manifest(run.out / "checkpoint-4") is None
+    bundles.verify(run.out / "checkpoint-2")
+    assert_same(go_on(job, tmp_path / "last", [run]), whole)
 
 
 def test_of_a_hundred_saves_that_are_killed_none_leaves_half_a_checkpoint_that_counts(

@@ -1,5 +1,6 @@
 """One attempt, with a real child process, on both databases."""
 
+import errno
 import shutil
 import threading
 import time
@@ -215,6 +216,18 @@ def test_a_storage_that_refuses_the_results_fails_the_job_with_storage_error(wor
     job = world.job(job_id)
     assert (job.status, job.error_code) == (JobStatus.FAILED, "storage_error")
     assert files_of(world, job_id) == []
+
+
+def test_a_full_disk_fails_the_job_at_once_and_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job_id = world.add_job()
+    monkeypatch.setattr("worker.supervise.Preparation.prepare", full)
+    world.attempt().run()
+    job = world.job(job_id)
+    assert (job.status, job.error_code, job.attempt) == (JobStatus.FAILED, "disk_full", 1)
+    assert "No space left on device" in (job.error_message or "")
 
 
 def test_a_result_that_is_missing_fails_the_job(world: World) -> None:

@@ -1,5 +1,6 @@
 """The processes of a Hone that is about to be ill-treated: PostgreSQL, Valkey, an API and two workers, each real."""
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -139,6 +140,7 @@ class Cluster:
         self.database_url = uri.set(database="chaos").render_as_string(hide_password=False)
         migrations.upgrade(self.database_url)
         server.cleanup()  # stops it: from here on it is one of ours
+        atexit.unregister(server._cleanup)  # it would only log, when nobody listens any more
         user = server.system_user
         argv = [str(server.bin_path / "postgres"), "-D", str(self._postgres_folder / "data"), "-h", "", "-k", sockets]
         owner = {"user": user, "group": user, "extra_groups": []} if user else {}

@@ -5,6 +5,7 @@ python -m tests.chaos.run --jobs 300 --faults 160 --seed 1
 
 import argparse
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -147,7 +148,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="hone-chaos-run-"))
     report = run(folder, seed=seed, jobs=options.jobs, faults=options.faults)
     sys.stdout.write(f"{report}\n")
-    if not report.is_clean:
+    if report.is_clean:
+        shutil.rmtree(folder)
+    else:
         sys.stdout.write(f"logs: {folder / 'logs'}\n")
     return 0 if report.is_clean else 1
 

@@ -154,6 +154,23 @@ def test_an_expired_lease_is_taken_back_and_fails_after_the_last_attempt(databas
         assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 3
 
 
+def test_reapers_that_look_at_once_take_each_job_once(database):
+    ids = {submit(database) for _ in range(10)}
+    for _ in ids:
+        claim(database, lease=-1)
+    together = threading.Barrier(4)
+
+    def look(_):
+        together.wait(10)
+        with database.write() as session:
+            return lifecycle.reap(session, 3)
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [job_id for found in pool.map(look, range(4)) for job_id in found]
+    assert sorted(taken) == sorted(ids)
+    assert all(sum("stopped answering" in told for told in messages(database, job_id)) == 1 for job_id in ids)
+
+
 def test_a_live_lease_is_left_alone(database):
     submit(database)
     claim(database)

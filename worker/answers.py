@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.errors import TrainingError
 from core.specs import DataSpec, Precision, PromptTemplate, QuantizationSpec
 from worker.base_models import default_template, load_base, load_config, load_tokenizer
+from worker.decode.decoder import decode
+from worker.decode.network import uncovered
 from worker.environment import device, fast_bfloat16
 from worker.generate import Answer, generate, require_room
 from worker.items import Item
@@ -48,15 +50,20 @@ def answer_items(job: EvaluationInput, items: Sequence[Item], lines: LineWriter)
     model = load_base(job.base_model, job.cache, trained.quantization, _precision())
     densify_(model)
 
+    why_not = uncovered(model, max(map(len, prompts)) + job.spec.sampling.max_tokens)
+    if why_not is not None:
+        lines.send(Event(message=f"Generating with transformers, which is slower: {why_not}", level="warn"))
+
     compare = job.adapter is not None and job.spec.compare_base
     teller = _Teller(lines, total=len(items) * (2 if compare else 1))
     base = None
     if compare or job.adapter is None:
-        base = _generate(job, model, tokenizer, prompts, teller=teller, whose="the base model")
+        base = _generate(job, model, tokenizer, prompts, teller=teller, whose="the base model", why_not=why_not)
     tuned = base
     if job.adapter is not None:
         merge_adapter_(model, job.adapter)
-        tuned = _generate(job, model, tokenizer, prompts, teller=teller, whose="the fine-tuned model")
+        whose = "the fine-tuned model"
+        tuned = _generate(job, model, tokenizer, prompts, teller=teller, whose=whose, why_not=why_not)
     assert tuned is not None  # the base's where there is no adapter
     texts = [str(tokenizer.decode(prompt)) for prompt in prompts]
     lengths = [len(prompt) for prompt in prompts]
@@ -160,9 +167,11 @@ def _generate(
     *,
     teller: _Teller,
     whose: str,
+    why_not: str | None,
 ) -> list[Answer]:
     noun = "answer" if len(prompts) == 1 else "answers"
     teller.start(f"Generating {len(prompts):,} {noun} with {whose}")
-    answers = generate(model, tokenizer, prompts, job.spec.sampling, on_batch=teller.batch)
+    make = decode if why_not is None else generate
+    answers = make(model, tokenizer, prompts, job.spec.sampling, on_batch=teller.batch)
     teller.end()
     return answers

@@ -55,7 +55,7 @@ def generate(
     require_room(prompts, sampling.max_tokens, int(model.config.max_position_embeddings))
     model.eval()
     # The model's own settings (Llama-2 comes with a temperature of 0.6) must not fill in what is not set here.
-    model.generation_config = _settings(sampling, _end_tokens(model, tokenizer), tokenizer.pad_token_id)
+    model.generation_config = _settings(sampling, end_tokens(model, tokenizer), tokenizer.pad_token_id)
     torch.manual_seed(sampling.seed)
     answers: dict[int, Answer] = {}
     for batch in _batches(model, prompts, sampling.max_tokens, batch_size):
@@ -99,7 +99,7 @@ def _settings(sampling: SamplingSpec, ends: list[int], pad: int) -> GenerationCo
     return common
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those that the model names."""
     named = getattr(model.generation_config, "eos_token_id", None)
     listed = named if isinstance(named, list) else [named]
@@ -149,7 +149,7 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
         torch.cuda.empty_cache()
         half = len(prompts) // 2
         return _answer(model, tokenizer, prompts[:half]) + _answer(model, tokenizer, prompts[half:])
-    return [_to_answer(row, tokenizer, model.generation_config.eos_token_id) for row in rows]
+    return [to_answer(row, tokenizer, model.generation_config.eos_token_id) for row in rows]
 
 
 @torch.inference_mode()
@@ -164,7 +164,8 @@ def _new_tokens(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[i
     return rows
 
 
-def _to_answer(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Answer:
+def to_answer(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Answer:
+    """An answer out of its tokens; what follows the first of ``ends`` is left out."""
     end = next((place for place, token in enumerate(row) if token in ends), None)
     text = str(tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
     # A byte-level model can write NUL, which no PostgreSQL text can hold.

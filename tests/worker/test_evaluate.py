@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,17 @@ def test_a_base_model_is_evaluated_alone(tiny_llama, tmp_path):
     assert row["base"] is None
     assert "system" not in row["prompt"]
     assert row["results"][0]["base"] is None
+
+
+def test_a_model_that_is_not_covered_is_answered_by_transformers_and_the_run_says_why(tiny_llama, tmp_path):
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    (base / "config.json").write_text(json.dumps(config))
+    code, lines, stderr = evaluate(write_input(tmp_path, base, criteria=[ANSWER], items=ITEMS[:2]))
+    assert code == ExitCode.DONE, stderr
+    warned = [line.message for line in lines if isinstance(line, Event) and line.level == "warn"]
+    assert warned == ["Generating with transformers, which is slower: rotary positions of type dynamic are not covered"]
 
 
 @pytest.mark.parametrize(

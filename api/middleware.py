@@ -1,5 +1,6 @@
 """Around every request: its id, its line in the log, the answer to faults of ours, and the limits of its body."""
 
+import re
 import time
 from typing import Any
 
@@ -19,6 +20,9 @@ log = get_logger("api.access")
 MULTIPART_OVERHEAD = 64 * 1024
 #: Logged when the client went away before the answer (nginx's word for it).
 CLIENT_CLOSED_REQUEST = 499
+#: OpenAI's limit of one part of an upload; its client cuts there.
+MAX_PART_BYTES = 64 * 2**20
+_PART = re.compile(r"/v1/uploads/[^/]+/parts")
 
 
 class RequestLog:
@@ -69,6 +73,7 @@ class BodyLimit:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.max_upload_bytes = max_file_bytes + MULTIPART_OVERHEAD
+        self.max_part_bytes = min(max_file_bytes, MAX_PART_BYTES) + MULTIPART_OVERHEAD
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -94,6 +99,8 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
     def _limit(self, scope: Scope) -> int:
+        if scope["method"] == "POST" and _PART.fullmatch(scope["path"]):
+            return self.max_part_bytes
         upload = scope["method"] == "POST" and scope["path"] == "/v1/files"
         return self.max_upload_bytes if upload else self.max_body_bytes
 

@@ -1,4 +1,4 @@
-"""The reaper: takes jobs from workers that stopped answering, and deletes files whose time is up."""
+"""The reaper: takes jobs from workers that stopped answering, and deletes files and parts whose time is up."""
 
 import time
 
@@ -6,6 +6,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.background import Repeating
 from api.file_access import delete_expired
+from api.upload_parts import expire_uploads
 from core.logging import get_logger
 from core.settings import Settings
 from core.storage import Storage
@@ -39,7 +40,7 @@ class Reaper:
             self._back_since = float("inf")
             raise
         with self._database.write() as session:
-            keys = delete_expired(session)
+            keys = [*delete_expired(session), *expire_uploads(session)]
         for key in keys:
             self._storage.delete(key)
         return self._settings.reap_seconds

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Literal
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
+from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from api.deps import Parts
@@ -105,7 +106,10 @@ def store_upload(parts: Parts, project_id: str, upload: Upload, once: Once) -> F
     if upload.bytes > parts.settings.max_file_bytes:
         limit = f"{parts.settings.max_file_bytes:,}"
         raise TooLargeError(f"The file is larger than {limit} bytes.", param="file", code="file_too_large")
-    report = _check(upload, parts.settings.max_line_bytes)
+    upload.content.seek(0)
+    report = check_content(
+        _chunks(upload.content), upload.fields.purpose, upload.filename, parts.settings.max_line_bytes
+    )
     upload.content.seek(0)
     return store_file(
         parts,
@@ -139,9 +143,11 @@ def store_file(
     report: Mapping[str, Any] | None,
     expires_after: int | None = None,
     once: Once | None = None,
+    together: Callable[[Session, File], None] | None = None,
 ) -> File:
     """Put bytes into storage and their row into the database; neither stays without the other.
 
+    ``together`` is done in the row's transaction, once the row is there.
     With ``once``, the row is the request's answer. Raises ReplayError when another request with its key was faster.
     """
     file_id = new_id("file-")
@@ -165,6 +171,8 @@ def store_file(
             session.flush()
             if expires_after is not None:
                 file.expires_at = file.created_at + expires_after
+            if together is not None:
+                together(session, file)
             if once is not None:
                 once.keep(session, file_object(file))
     except BaseException:
@@ -173,14 +181,13 @@ def store_file(
     return file
 
 
-def _check(upload: Upload, max_line_bytes: int) -> dict[str, Any] | None:
+def check_content(chunks: Iterable[bytes], purpose: str, filename: str, max_line_bytes: int) -> dict[str, Any] | None:
     """What the check of a dataset found; None for a purpose that has no check. Raises DatasetError."""
-    check = _CHECKS.get(upload.fields.purpose)
+    check = _CHECKS.get(purpose)
     if check is None:
         return None
-    upload.content.seek(0)
-    report = check(_chunks(upload.content), max_line_bytes)
-    dataset.require_usable(report, upload.filename)
+    report = check(chunks, max_line_bytes)
+    dataset.require_usable(report, filename)
     return asdict(report)
 
 

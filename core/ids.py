@@ -9,6 +9,8 @@ Prefix = Literal[
     "proj_",
     "key_",
     "file-",
+    "upload_",
+    "part_",
     "ftjob-",
     "ftevent-",
     "ftckpt-",

@@ -63,6 +63,39 @@ class File(Base):
     expires_at: Mapped[float | None]
 
 
+class MultipartUpload(Base):
+    """A file that comes in parts; ``bytes`` is the size that was announced."""
+
+    __tablename__ = "uploads"
+    # What the sweep of expired uploads reads.
+    __table_args__ = (Index("ix_uploads_status_expires_at", "status", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("upload_"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    filename: Mapped[str] = mapped_column(String(512))
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    #: Seconds that the file will live; None keeps it.
+    file_expires_after: Mapped[int | None]
+    #: OpenAI's words: pending, completed, cancelled, expired.
+    status: Mapped[str] = mapped_column(String(16), default="pending")
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id", ondelete="SET NULL"), index=True)
+    created_at: Mapped[float] = _created_at()
+    expires_at: Mapped[float] = mapped_column(Double)
+
+
+class UploadPart(Base):
+    """One part of an upload that is pending; gone when the upload has ended."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("part_"))
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    storage_key: Mapped[str] = mapped_column(String(512))
+    created_at: Mapped[float] = _created_at()
+
+
 class Job(Base):
     """A fine-tune or an evaluation. Only ``models.lifecycle`` writes ``status`` and the lease."""
 

@@ -25,6 +25,8 @@ def theirs(shared: Shared) -> dict[str, Any]:
     run = shared.http.post(f"/v1/evals/{eval_id}/runs", json=run_body({"type": "file_id", "id": file_id})).json()
     evaluate(shared.database, storage)
     item = shared.http.get(f"/v1/evals/{eval_id}/runs/{run['id']}/output_items").json()["data"][0]
+    announced = {"filename": "f", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
+    upload_id = shared.http.post("/v1/uploads", json=announced).json()["id"]
     [delivery] = shared.http.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries").json()["data"]
     with shared.database.write() as session:
         key = accounts.create_key(session, accounts.create_project(session, "second"), "test")
@@ -38,6 +40,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "run_id": run["id"],
         "item_id": item["id"],
         "endpoint_id": endpoint["id"],
+        "upload_id": upload_id,
         "delivery_id": delivery["id"],
     }
 
@@ -58,6 +61,8 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
             body = {"name": "mine now"}
         if (method, path) == ("POST", "/v1/evals/{eval_id}/runs"):
             body = run_body({"type": "file_content", "content": [{"item": {"prompt": "p", "completion": "c"}}]})
+        if path == "/v1/uploads/{upload_id}/complete":
+            body = {"part_ids": ["part_1"]}
         if path == "/v1/webhook_endpoints/{endpoint_id}" and method == "POST":
             body = {"name": "mine now"}
         if path == "/v1/webhook_endpoints/{endpoint_id}/test":

@@ -1,16 +1,19 @@
-"""The sweep of storage: deletes what lost attempts of jobs left there."""
+"""The sweep of storage: deletes what lost attempts of jobs, and uploads that broke off, left there."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from sqlalchemy import or_, select, tuple_
 
 from api.background import Repeating
+from core.ids import made_at
 from core.logging import get_logger
 from core.storage import Storage
 from models.base import db_now
 from models.database import Database
 from models.status import ENDED, JobStatus
-from models.tables import Checkpoint, File, Job
+from models.tables import Checkpoint, File, Job, UploadPart
 
 log = get_logger(__name__)
 
@@ -20,6 +23,10 @@ _SWEEP_SECONDS = 3_600
 _AFTER_ERROR_SECONDS = 600
 #: Jobs in one round; each takes one listing, some 50 ms of a remote store.
 _BATCH = 20
+#: Age of an uploaded object that should have its row by now; far above any upload, and any difference between clocks.
+_UPLOAD_GRACE_SECONDS = 86_400
+#: Keys in one question to the database.
+_KEYS = 500
 
 
 class OrphanSweep:
@@ -42,7 +49,11 @@ class OrphanSweep:
         for finished_at, job_id in jobs:
             self._sweep_job(job_id)
             self._after = (finished_at, job_id)
-        return 0 if len(jobs) == _BATCH else _SWEEP_SECONDS
+        if len(jobs) == _BATCH:
+            return 0
+        self._sweep_uploads(self._storage.list("files"), File)
+        self._sweep_uploads(self._storage.list("uploads"), UploadPart)
+        return _SWEEP_SECONDS
 
     def _ended_jobs(self) -> Sequence[tuple[float, str]]:
         """The next jobs that may have left something: one that went well at its first claim has not."""
@@ -72,6 +83,17 @@ class OrphanSweep:
         if orphans:
             log.info("orphans_deleted", job_id=job_id, objects=len(orphans))
 
+    def _sweep_uploads(self, keys: Iterable[str], row: type[File | UploadPart]) -> None:
+        """Delete old objects without a row: a process died between the two, or a deletion did not get through."""
+        old = filter(_is_old, keys)
+        while batch := list(islice(old, _KEYS)):
+            with self._database.read() as session:
+                orphans = set(batch) - set(session.scalars(select(row.storage_key).where(row.storage_key.in_(batch))))
+            for key in orphans:
+                self._storage.delete(key)
+            if orphans:
+                log.info("orphans_deleted", table=row.__tablename__, objects=len(orphans))
+
     def _named(self, folder: str) -> set[str]:
         """By key and not by job: a file's ``job_id`` is emptied when its job is deleted, and the file stays."""
         keys = (
@@ -80,3 +102,11 @@ class OrphanSweep:
         )
         with self._database.read() as session:
             return {key for query in keys for key in session.scalars(query)}
+
+
+def _is_old(key: str) -> bool:
+    """Whether a key that ends with an id was made long enough ago; what is not Hone's is left alone."""
+    try:
+        return made_at(key) < time.time() - _UPLOAD_GRACE_SECONDS
+    except ValueError:
+        return False

@@ -3,7 +3,7 @@
 import secrets
 from typing import Literal
 
-from ulid import LaxMonotonicPolicy, ULIDGenerator
+from ulid import ULID, LaxMonotonicPolicy, ULIDGenerator
 
 Prefix = Literal[
     "proj_",
@@ -31,6 +31,11 @@ _generator = ULIDGenerator(policy=LaxMonotonicPolicy())
 def new_id(prefix: Prefix) -> str:
     """A new id, such as ``ftjob-01jd3x…``: 26 lower-case characters after the prefix."""
     return prefix + str(_generator.generate()).lower()
+
+
+def made_at(id: str) -> float:
+    """When an id was made, in seconds since 1970 by the clock of the machine that made it. Raises ValueError."""
+    return ULID.from_str(id[-26:]).timestamp
 
 
 def new_key() -> str:

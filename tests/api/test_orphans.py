@@ -1,17 +1,21 @@
+import time
+
 import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
+from ulid import ULID
 
 from api.main import create_app
 from api.orphans import OrphanSweep
 from core.errors import TrainingError
+from core.ids import new_id
 from core.settings import Settings
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
 from models.tables import Checkpoint
-from tests.api.driving import claim, submit, train
+from tests.api.driving import claim, submit, train, upload
 from tests.waiting import wait_for
 
 
@@ -116,3 +120,27 @@ def test_the_api_sweeps_when_it_starts(settings: Settings, key: str, database: D
     end_long_ago(database)
     with TestClient(create_app(settings), headers=headers):
         wait_for(lambda: objects(storage) == [])
+
+
+def test_uploaded_bytes_without_a_row_go_after_a_day(http: TestClient, storage: Storage, sweep: OrphanSweep):
+    kept = f"files/{upload(http)}"
+    young = f"files/{new_id('file-')}"
+    long_ago = str(ULID.from_timestamp(time.time() - 86_500)).lower()
+    foreign = "files/README"
+    for key in (young, foreign, f"files/file-{long_ago}", f"uploads/upload_x/part_{long_ago}"):
+        storage.put(key, [b"x"])
+    sweep.sweep()
+    assert sorted([*storage.list("files"), *storage.list("uploads")]) == sorted([kept, young, foreign])
+
+
+def test_an_old_file_that_has_its_row_stays(
+    http: TestClient, storage: Storage, sweep: OrphanSweep, monkeypatch: pytest.MonkeyPatch
+):
+    file_id = upload(http)
+    announced = {"filename": "f", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
+    upload_id = http.post("/v1/uploads", json=announced).json()["id"]
+    http.post(f"/v1/uploads/{upload_id}/parts", files={"data": ("part", b"x")})
+    monkeypatch.setattr("api.orphans._UPLOAD_GRACE_SECONDS", -60)  # everything is old
+    sweep.sweep()
+    assert http.get(f"/v1/files/{file_id}/content").status_code == 200
+    assert len(list(storage.list("uploads"))) == 1

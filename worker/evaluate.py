@@ -52,8 +52,10 @@ def evaluate(job: EvaluationInput, out: Path, lines: LineWriter) -> None:
 
     # Imported here, for torch takes seconds to load: SIGTERM is heard by then, and items that can't be used are told.
     from worker.answers import answer_items  # noqa: PLC0415 - see above
+    from worker.gpu_lock import hold_gpu  # noqa: PLC0415 - see above
     from worker.score_plot import plot_scores  # noqa: PLC0415 - see above
 
+    hold_gpu(lambda message: lines.send(Event(message=message)), lambda: False)
     answers = answer_items(job, items, lines)
     lines.send(Event(message="Scoring the answers by CodeBLEU"))
     with Scorer() as scorer:

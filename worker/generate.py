@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker import pulse
 
 #: Answers at once. A small model on a GPU waits for launches, so more answers at once cost nothing; two CPU cores are
 #: busy with 16, and longer batches would wait for their longest answer.
@@ -159,9 +160,15 @@ def _new_tokens(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[i
     pad = model.generation_config.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    made: Tensor = model.generate(input_ids=ids, attention_mask=mask)
+    made: Tensor = model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=[_beat])
     rows: list[list[int]] = made[:, width:].tolist()
     return rows
+
+
+def _beat(ids: Tensor, scores: Tensor) -> Tensor:
+    """Called after each token; ends no row."""
+    pulse.beat()
+    return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
 def to_answer(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Answer:

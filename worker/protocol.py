@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from core.catalogue import BaseModelEntry
 from core.resolve import Resolved
 from core.specs import EvaluationSpec, FineTuneSpec, PromptTemplate
+from worker import pulse
 
 
 class ExitCode(IntEnum):
@@ -104,6 +106,12 @@ class Progress(_Frozen):
     seconds_left: float | None = None
 
 
+class Alive(_Frozen):
+    """Nothing to tell but that work goes on (worker/pulse.py)."""
+
+    type: Literal["alive"] = "alive"
+
+
 class Done(_Frozen):
     """The last line of a run that went well; the artifacts lie in the output folder."""
 
@@ -121,7 +129,7 @@ class Failed(_Frozen):
     param: str | None = None
 
 
-Line = Annotated[Event | Started | Step | Saved | Progress | Done | Failed, Field(discriminator="type")]
+Line = Annotated[Event | Started | Step | Saved | Progress | Alive | Done | Failed, Field(discriminator="type")]
 _lines: TypeAdapter[Line] = TypeAdapter(Line)
 
 
@@ -135,15 +143,20 @@ class LineWriter:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._lock = threading.Lock()  # a download's threads have a pulse
 
-    def send(self, line: Event | Started | Step | Saved | Progress | Done | Failed) -> None:
+    def send(self, line: Event | Started | Step | Saved | Progress | Alive | Done | Failed) -> None:
         """Write one line."""
-        self._stream.write(json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n")
-        self._stream.flush()
+        text = json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n"
+        with self._lock:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def take_stdout() -> LineWriter:
     """Keep standard output for the lines alone: what libraries print from here on goes to standard error."""
     stream = sys.stdout
     sys.stdout = sys.stderr
-    return LineWriter(stream)
+    lines = LineWriter(stream)
+    pulse.listen(lambda: lines.send(Alive()))
+    return lines

@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from core.resolve import Resolved
 from core.specs import FineTuneSpec, LoraSpec
+from worker import pulse
 from worker.checkpoints import write_manifest
 from worker.environment import device, seed_everything
 from worker.fast.model import FastModel
@@ -140,6 +141,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
                 loss += float(self.compute_loss(self.model, inputs)) * count
             correct += float(self._metrics["eval"]["mean_token_accuracy"][-1]) * count
             tokens += count
+            pulse.beat()
         self._metrics["eval"].clear()
         metrics = {
             f"{metric_key_prefix}_loss": loss / tokens,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker import pulse
 from worker.decode.network import Network
 from worker.decode.steps import Steps
 from worker.generate import Answer, end_tokens, require_room, to_answer
@@ -128,6 +129,7 @@ class _Run:
                 rows += self._admit(steps, free)
             else:
                 self._advance(steps, rows)
+            pulse.beat()
             ended = [row for row in rows if self._length(row) is not None]
             rows = [row for row in rows if self._length(row) is None]
             free += [row.slot for row in ended]

@@ -29,6 +29,8 @@ WAYS = {
     "generate_batch (continuous batching), bfloat16": (256, 256, None),
     "Hone": (1000, 256, None),
 }
+#: What `--here` takes beside a way's name: make the model.
+SHAPE = "shape"
 PAD = 3
 
 
@@ -136,10 +138,12 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
         run(prompts[:8], 8)
         if cuda:
             torch.cuda.synchronize()
+        spent = time_parts() if args.profile else {}
         began = time.monotonic()
         made = run(prompts, new)
         seconds = time.monotonic() - began
-        if args.profile and name == "Hone":
+        parts = {key: {"calls": len(times), "seconds": round(sum(times), 2)} for key, times in spent.items()}
+        if args.profile and name == "Hone" and cuda:
             profile(args, lambda: run(prompts[:200], 32))
     return {
         "way": name,
@@ -149,6 +153,7 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
         "tokens_per_second": round(made / seconds),
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if cuda else None,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "parts": parts,
     }
 
 
@@ -163,6 +168,27 @@ def profile(args: argparse.Namespace, run: Callable[[], int]) -> None:
     (args.out / "generation-profile.txt").write_text(table)
 
 
+def time_parts() -> dict[str, list[float]]:
+    """From now on, note the seconds of each pass over prompts, block of steps and capture of a graph, by name."""
+    from worker.decode.steps import Steps
+
+    spent: dict[str, list[float]] = {}
+
+    def timed(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.monotonic()
+            try:
+                return original(*args)
+            finally:
+                spent.setdefault(name, []).append(time.monotonic() - began)
+
+        return call
+
+    for name in ("read", "run", "_capture"):
+        setattr(Steps, name, timed(name, getattr(Steps, name)))
+    return spent
+
+
 def main() -> None:
     """Run every way, print a RESULT line each, then a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,15 +201,19 @@ def main() -> None:
     parser.add_argument("--here", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.here == SHAPE:
+        make_shape(args.model)
+        return
     if args.here:
         print("RESULT " + json.dumps(measure(args, args.here)), flush=True)
         return
+    command = [sys.executable, "-m", "benchmarks.generation", *sys.argv[1:], "--here"]
     if not (args.model / "config.json").exists():
-        make_shape(args.model)
+        subprocess.run([*command, SHAPE], check=True)  # this process would keep the GPU's memory
     results = []
     for name in args.only:
         ran = subprocess.run(
-            [sys.executable, "-m", "benchmarks.generation", *sys.argv[1:], "--here", name],
+            [*command, name],
             stdout=subprocess.PIPE,
             text=True,
             check=False,  # one way that fails must not hide the others

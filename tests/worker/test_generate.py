@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
-from worker.generate import Answer, extract_code, generate, require_room
+from worker.fences import extract_code
+from worker.generate import Answer, generate, require_room
 
 TEXTS = ["def f(x):", "import os\nimport sys\n", "a", "class Node:\n    def visit(self, node):", "return 1 if x else 2"]
 

@@ -44,9 +44,7 @@ async def RUN(api: Speaker, model: str) -> dict[str, Any]:  # noqa: N802 - the a
 async def evaluated(api: Speaker, model: str) -> str:
     """The last status of a run of ``model``."""
     run = await api.call("evals.runs.create", **await RUN(api, model))
-    ended = await api.until(
-        lambda run: run.status in ENDED, "evals.runs.retrieve", eval_id=run.eval_id, run_id=run.id
-    )
+    ended = await api.until(lambda run: run.status in ENDED, "evals.runs.retrieve", eval_id=run.eval_id, run_id=run.id)
     return str(ended.status)
 
 
@@ -73,7 +71,7 @@ async def definitions(api: Speaker) -> None:
     assert after.data[0].id == ids[1]
     changed = await api.call("evals.update", eval_id=ids[0], name="new", metadata={"n": "9"})
     assert (changed.name, changed.metadata) == ("new", {"n": "9"})
-    assert await api.call("evals.retrieve", eval_id=ids[0]) == changed
+    assert (await api.call("evals.retrieve", eval_id=ids[0])).to_dict() == changed.to_dict()
     last = await api.call("evals.list", order="desc", order_by="updated_at", limit=1)
     assert last.data[0].id == ids[0]
     for eval_id in ids:
@@ -99,7 +97,13 @@ async def _criteria(api: Speaker) -> None:
         await ask(f"testing_criteria[](text_similarity).evaluation_metric={metric}", {**similar, "pass_threshold": 0.5})
     message = {"role": "user", "content": "{{item.prompt}}"}
     for criterion in (
-        {"type": "python", "name": "p", "source": "def grade(sample, item): return 1", "image_tag": "a", "pass_threshold": 1},
+        {
+            "type": "python",
+            "name": "p",
+            "source": "def grade(sample, item): return 1",
+            "image_tag": "a",
+            "pass_threshold": 1,
+        },
         {"type": "score_model", "name": "s", "model": "tiny", "input": [message]},
         {
             "type": "label_model",
@@ -171,7 +175,7 @@ async def _items(api: Speaker, mine: dict[str, str]) -> None:
     assert statuses[0] <= {"pass"}
     assert statuses[1] <= {"fail"}
     one = await api.call("evals.runs.output_items.retrieve", **mine, output_item_id=items[0].id)
-    assert one == items[0]
+    assert one.to_dict() == items[0].to_dict()
 
 
 async def _sources(api: Speaker, eval_id: str, file_id: str) -> None:
@@ -187,7 +191,9 @@ async def _sources(api: Speaker, eval_id: str, file_id: str) -> None:
         file=("a.jsonl", b'{"item": {"prompt": "p", "completion": "c"}, "sample": {"output_text": "x"}}\n'),
         purpose="evals",
     )
-    await ask("data_source(jsonl).source(file_id)", {"type": "jsonl", "source": {"type": "file_id", "id": with_sample.id}})
+    await ask(
+        "data_source(jsonl).source(file_id)", {"type": "jsonl", "source": {"type": "file_id", "id": with_sample.id}}
+    )
     stored = {"type": "stored_completions", "model": "tiny", "created_after": 1, "created_before": 2, "limit": 3}
     await api.refuses(
         "data_source(completions).source(stored_completions)",
@@ -224,7 +230,10 @@ async def _prompts(api: Speaker, eval_id: str) -> None:
         (f"{turn}.content[](input_image)", [image]),
         (f"{turn}.content[](input_file)", [{"type": "input_file", "file_id": "file-1"}]),
         (f"{turn}.content[]", ["t"]),
-        (f"{turn}.content(input_text).prompt_cache_breakpoint", {**TURN["content"], "prompt_cache_breakpoint": {"mode": "explicit"}}),
+        (
+            f"{turn}.content(input_text).prompt_cache_breakpoint",
+            {**TURN["content"], "prompt_cache_breakpoint": {"mode": "explicit"}},
+        ),
     ):
         await ask(place, {"type": "template", "template": [{**TURN, "content": content}]})
     for phase in ("commentary", "final_answer"):
@@ -243,6 +252,4 @@ async def _prompts(api: Speaker, eval_id: str) -> None:
 async def _settle(api: Speaker, run: Any) -> None:
     """Let a run that was taken end, so that nothing is left to wait for."""
     if run is not None:
-        await api.until(
-            lambda run: run.status in ENDED, "evals.runs.retrieve", eval_id=run.eval_id, run_id=run.id
-        )
+        await api.until(lambda run: run.status in ENDED, "evals.runs.retrieve", eval_id=run.eval_id, run_id=run.id)

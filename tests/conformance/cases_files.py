@@ -8,7 +8,14 @@ from tests.conformance.speaking import Speaker
 
 CHAT = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n' * 10
 ITEMS = b'{"item": {"prompt": "add", "completion": "def add(): ..."}}\n{"item": {"prompt": "sub", "completion": "x"}}\n'
-PURPOSES = {"fine-tune": CHAT, "evals": ITEMS, "user_data": b"any", "assistants": b"any", "vision": b"any", "batch": b"{}"}
+PURPOSES = {
+    "fine-tune": CHAT,
+    "evals": ITEMS,
+    "user_data": b"any",
+    "assistants": b"any",
+    "vision": b"any",
+    "batch": b"{}",
+}
 
 
 async def files(api: Speaker) -> None:
@@ -64,7 +71,7 @@ async def files(api: Speaker) -> None:
     await api.fails(400, "invalid_value", "files.create", file=("a", b"x"), purpose="fine-tune-results")
     await api.fails(400, "invalid_value", "files.list", limit=10_001)
     await api.fails(400, "invalid_cursor", "files.list", after="file-none")
-    await api.fails(413, "file_too_large", "files.create", file=("a", b"x" * 150_000), purpose="user_data")
+    await api.fails(413, "file_too_large", "files.create", file=("a", b"x" * 250_000), purpose="user_data")
     for file_id in ids[:-1]:
         await api.call("files.delete", file_id=file_id)
 

@@ -24,7 +24,9 @@ async def permissions(mine: Speaker, other: Speaker) -> None:
     for model in models:
         of_model = {"fine_tuned_model_checkpoint": model}
         assert not await _usable(other, model)
-        await other.fails(404, "model_not_found", "fine_tuning.checkpoints.permissions.create", **of_model, project_ids=[theirs])
+        await other.fails(
+            404, "model_not_found", "fine_tuning.checkpoints.permissions.create", **of_model, project_ids=[theirs]
+        )
         made = await mine.call("fine_tuning.checkpoints.permissions.create", **of_model, project_ids=[theirs])
         [permission] = made.data
         assert permission.project_id == theirs
@@ -99,7 +101,9 @@ async def graders(api: Speaker) -> None:
 async def _both(api: Speaker, place: str, grader: dict[str, Any]) -> None:
     valid = await api.attempt(place, "fine_tuning.alpha.graders.validate", grader=grader)
     same, unlike = [
-        await api.attempt(place, "fine_tuning.alpha.graders.run", grader=grader, model_sample=sample, item={"x": "a = 1"})
+        await api.attempt(
+            place, "fine_tuning.alpha.graders.run", grader=grader, model_sample=sample, item={"x": "a = 1"}
+        )
         for sample in ("a = 1", "print(zip(*rows))")
     ]
     if valid is not None and same is not None:

@@ -14,6 +14,9 @@ def _evals_purpose(entry: Body) -> bool:
 
 
 def _code_bleu(entry: Body) -> bool:
+    if isinstance(grader := entry.get("grader"), dict) and grader.get("type") == "code_bleu":
+        entry["grader"] = None
+        return True
     criteria = entry.get("testing_criteria")
     if entry.get("object") != "eval" or not isinstance(criteria, list):
         return False
@@ -44,7 +47,7 @@ DIFFERENCES: dict[str, Callable[[Body], bool]] = {
     "`purpose` of a file is `evals` when it was uploaded so: the client uploads with it, its type of answers lacks it.": (
         _evals_purpose
     ),
-    "`testing_criteria` may hold `code_bleu`, which OpenAI does not have.": _code_bleu,
+    "`testing_criteria` may hold `code_bleu`, which OpenAI does not have; so may `grader`.": _code_bleu,
     "`status` of a job may be `paused`, as in OpenAI's own example of a pause; the client's enumeration lacks it.": (
         _paused
     ),

@@ -113,11 +113,11 @@ def _places(annotation: Any, place: str, above: tuple[Any, ...]) -> Iterator[str
 def _used(annotation: Any, value: Any, place: str) -> Iterator[str]:
     shapes, inner, choices, plain = _sorted_out(annotation)
     if isinstance(value, Mapping) and shapes:
-        shape = _shape_of(value, shapes)
-        at = _branch(shape, shapes, place)
-        for name, entry in value.items():
-            yield from _used(_fields(shape).get(name, Any), entry, f"{at}.{name}")
-        yield at
+        for shape in _shapes_of(value, shapes):
+            at = _branch(shape, shapes, place)
+            for name, entry in value.items():
+                yield from _used(_fields(shape).get(name, Any), entry, f"{at}.{name}")
+            yield at
     elif isinstance(value, list | tuple) and inner:
         for entry in value:
             for kind in inner:
@@ -129,7 +129,11 @@ def _used(annotation: Any, value: Any, place: str) -> Iterator[str]:
         yield place
 
 
-def _shape_of(value: Mapping[str, Any], shapes: list[type[Any]]) -> type[Any]:
-    kind = value.get("type")
-    named = [shape for shape in shapes if _kind(shape) in (kind, None)] or shapes
-    return max(named, key=lambda shape: (_kind(shape) == kind, len(set(value) & set(_fields(shape)))))
+def _shapes_of(value: Mapping[str, Any], shapes: list[type[Any]]) -> list[type[Any]]:
+    """The shapes that a value may have: by its kind, then by its fields; two may tell the same fields differently."""
+
+    def fit(shape: type[Any]) -> tuple[bool, int]:
+        return _kind(shape) == value.get("type"), len(set(value) & set(_fields(shape)))
+
+    best = max(map(fit, shapes))
+    return [shape for shape in shapes if fit(shape) == best]

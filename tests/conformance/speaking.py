@@ -26,6 +26,8 @@ _ENVELOPE = {"object", "first_id", "last_id", "has_more"}
 #: Where everything is put that is Hone's own.
 _OURS = "hone"
 _LONGEST_WAIT = 60
+#: How Hone says that it does not have what OpenAI has: by the kind, by the value, or by the field.
+_NOT_HERE = ("unsupported", "invalid_value", "unknown_field")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Speaker:
         self._keep(response)
 
     def _keep(self, response: Any) -> None:
-        is_json = response.headers.get("content-type", "").startswith("application/json")
+        is_json = response.headers.get("content-type", "").partition(";")[0] == "application/json"
         path = urlsplit(str(response.url)).path
         exchange = Exchange(
             response.request.method,
@@ -153,7 +155,7 @@ class Speaker:
         try:
             return await self.call(method, **given)
         except openai.BadRequestError as error:
-            assert error.code in ("unsupported", "invalid_value"), f"{method}: {error.code}: {error.message}"
+            assert error.code in _NOT_HERE, f"{method}: {error.code}: {error.message}"
             assert error.param, f"{method}: no param: {error.message}"
             self.heard.refused[method][place] = _reason(error)
             return None
@@ -180,7 +182,7 @@ class Speaker:
                 below = any(place == at or (place.startswith(at) and place[len(at)] in ".([=") for at in refused)
                 if place not in works and not below:
                     missing.append(f"{method}: {place}")
-            if not works and not refused:
+            if method not in self.heard.works and not refused:
                 missing.append(f"{method}: never called")
         return missing
 

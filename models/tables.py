@@ -145,6 +145,8 @@ class Job(Base):
     lease_expires_at: Mapped[float | None]
     last_progress_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
+    #: Only while it runs: a pause that its worker has still to carry out.
+    pause_requested_at: Mapped[float | None]
 
 
 class JobEvent(Base):

@@ -29,7 +29,7 @@ def _get_model(session: Session, project_id: str, model_id: str) -> FineTunedMod
 
 @router.get("")
 def list_models(project_id: CurrentProject, session: ReadSession, catalogue: CatalogueDep) -> Page[ModelObject]:
-    """Every model that a request may name: bases first, then fine-tunes, newest first; others' with a permission too."""
+    """Every model that a request may name: bases first, then fine-tunes, those by permission too, newest first."""
     bases = [base_model_object(name, entry.description) for name, entry in sorted(catalogue.items())]
     usable = select(FineTunedModel).where(may_use(project_id, FineTunedModel.id))
     tuned = session.scalars(usable.order_by(FineTunedModel.created_at.desc(), FineTunedModel.id)).all()

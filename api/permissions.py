@@ -23,7 +23,7 @@ router = APIRouter(
 
 
 def _require_owned(session: Session, project_id: str, name: str) -> FineTunedModel:
-    """The model, if it is the project's own. Raises NotFoundError, and PermissionDeniedError for one that it may use."""
+    """The model, if it is the project's own. Raises NotFoundError, or PermissionDeniedError for one that it may use."""
     model = find_model(session, project_id, name)
     if model is None:
         raise NotFoundError(

@@ -215,7 +215,7 @@ class FineTunedModel(Base):
 
 
 class CheckpointPermission(Base):
-    """Lets another project use a fine-tuned model; ``model`` is the name that requests use, a checkpoint's or its own."""
+    """Lets another project use a fine-tuned model; ``model`` is the name that requests use, a checkpoint's or its."""
 
     __tablename__ = "checkpoint_permissions"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""Where Hone's answers are meant to differ from the client's types: each is named, and taken out before the strict check."""
+"""Where Hone's answers are meant to differ from the client's types: named here, and taken out before the check."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def _no_error(entry: Body) -> bool:
 
 #: The difference as docs/conformance.md tells it, and what makes an answer as if it were not there.
 DIFFERENCES: dict[str, Callable[[Body], bool]] = {
-    "`purpose` of a file is `evals` when it was uploaded so: the client uploads with it, its type of answers lacks it.": (
+    "`purpose` of a file is `evals` when it was uploaded so: the client uploads with it, its answers' type lacks it.": (
         _evals_purpose
     ),
     "`testing_criteria` may hold `code_bleu`, which OpenAI does not have; so may `grader`.": _code_bleu,

@@ -1,4 +1,4 @@
-"""Drives one Hone with the client of this environment: ``python -m tests.conformance.driver < ORDER.json > REPORT.json``."""
+"""Drives a Hone with the client of this environment: ``python -m tests.conformance.driver < ORDER.json > REPORT``."""
 
 import asyncio
 import json

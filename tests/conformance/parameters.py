@@ -4,11 +4,11 @@ A place is written as ``method.dpo.hyperparameters.beta``. ``[]`` is an entry of
 ``=value`` one value of an enumeration.
 """
 
-import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
-from typing_extensions import NotRequired, Required, is_typeddict
+from typing_extensions import is_typeddict
 
 #: What every method takes; not part of the API.
 _COMMON = {"self", "extra_headers", "extra_query", "extra_body", "timeout", "return"}
@@ -40,9 +40,9 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
 def _members(annotation: Any) -> Iterator[Any]:
     """The members of a union, without what says that a value may be missing."""
     origin = get_origin(annotation)
-    if origin in (Required, NotRequired, typing.Required, typing.NotRequired, typing.Annotated):
+    if origin in (Required, NotRequired, Annotated):
         yield from _members(get_args(annotation)[0])
-    elif origin is Union or type(annotation).__name__ == "UnionType":
+    elif origin in (Union, UnionType):
         for member in get_args(annotation):
             yield from _members(member)
     elif annotation is not type(None) and getattr(annotation, "__name__", "") not in ("NotGiven", "Omit"):

@@ -1,4 +1,4 @@
-"""One Hone for all clients: the API over HTTP, and two workers whose children are stand-ins, so that nothing is trained."""
+"""One Hone for all clients: the API over HTTP, and two workers whose children are stand-ins: nothing is trained."""
 
 import json
 import subprocess

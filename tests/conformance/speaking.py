@@ -1,4 +1,4 @@
-"""OpenAI's client, sync or async, under watch: what was called with what, what came, and whether it is what its types say.
+"""OpenAI's client, sync or async, under watch: what was called with what, and whether the answers are its types'.
 
 Runs in an environment that has the client and nothing else of ours or pytest's.
 """
@@ -133,32 +133,42 @@ class Speaker:
 
     async def fails(self, status: int, code: str | None, method: str, /, **given: Any) -> Any:
         """Call what has to be refused, in OpenAI's shape and by the client's own class for the status."""
+        error = await self._error_of(method, given)
+        assert error is not None, f"{method}{given} was not refused"
+        assert error.status_code == status, f"{method}: {error.status_code} {error.message}"
+        assert error.code == code, f"{method}: {error.code!r} instead of {code!r}: {error.message}"
+        assert type(error).__name__ == _CLASSES[status], type(error)
+        assert error.request_id.startswith("req_")
+        return error
+
+    async def _error_of(self, method: str, given: dict[str, Any]) -> Any:
         try:
             answer = _find(self.client, method)(**given)
             if inspect.isawaitable(answer):
-                answer = await answer
+                await answer
         except openai.APIStatusError as error:
-            assert error.status_code == status, f"{method}: {error.status_code} {error.message}"
-            assert error.code == code, f"{method}: {error.code!r} instead of {code!r}: {error.message}"
-            assert type(error).__name__ == _CLASSES[status], type(error)
-            assert error.request_id.startswith("req_")
             return error
-        raise AssertionError(f"{method}{given} was not refused: {answer!r:.300}")
+        return None
 
-    async def refuses(self, place: str, method: str, /, **given: Any) -> Any:
+    async def refuses(self, place: str, method: str, /, **given: Any) -> None:
         """Call with a value that Hone says it does not have: everything at and below ``place`` counts as refused."""
-        answer = await self.attempt(place, method, **given)
-        assert answer is None, f"{method}: {place} was not refused: {answer!r:.300}"
+        error = await self._error_of(method, given)
+        assert error is not None, f"{method}: {place} was not refused"
+        self._note_refusal(place, method, error)
 
     async def attempt(self, place: str, method: str, /, **given: Any) -> Any:
         """The answer, or None when ``place`` is refused with a reason; whichever it is stands in the table."""
         try:
             return await self.call(method, **given)
-        except openai.BadRequestError as error:
-            assert error.code in _NOT_HERE, f"{method}: {error.code}: {error.message}"
-            assert error.param, f"{method}: no param: {error.message}"
-            self.heard.refused[method][place] = _reason(error)
-            return None
+        except openai.APIStatusError as error:
+            self._note_refusal(place, method, error)
+        return None
+
+    def _note_refusal(self, place: str, method: str, error: openai.APIStatusError) -> None:
+        assert error.status_code == 400, f"{method}: {error.message}"
+        assert error.code in _NOT_HERE, f"{method}: {error.code}: {error.message}"
+        assert error.param, f"{method}: no param: {error.message}"
+        self.heard.refused[method][place] = _reason(error)
 
     # --- Checks -------------------------------------------------------------------------------------------------------
 
@@ -254,7 +264,8 @@ def _unknown(model: BaseModel, path: str, page: bool = False) -> Iterator[str]:
 
 def _told(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{error.error_count()} strict errors; {'.'.join(map(str, first['loc']))}: {first['msg']} ({first['input']!r:.80})"
+    where = ".".join(map(str, first["loc"]))
+    return f"{error.error_count()} strict errors; {where}: {first['msg']} ({first['input']!r:.80})"
 
 
 def _reason(error: openai.APIStatusError) -> str:

@@ -48,11 +48,12 @@ class Specification:
             if schema is None or exchange["body"] is None:
                 continue
             whole = {**schema, "components": self._document["components"]}
+            said = f"{exchange['method']} {exchange['path']} {exchange['status']}"
             for error in Draft202012Validator(whole).iter_errors(exchange["body"]):
                 if not any(
                     re.search(path, exchange["path"]) and re.search(place, error.json_path) for path, place, _ in _MEANT
                 ):
-                    yield f"{exchange['method']} {exchange['path']} {exchange['status']}: {error.json_path}: {error.message:.200}"
+                    yield f"{said}: {error.json_path}: {error.message:.200}"
 
     def _schema(self, exchange: dict[str, Any]) -> dict[str, Any] | None:
         """The schema of an answer; every refusal has the one shape. None for what the document does not have."""

@@ -1,6 +1,5 @@
-"""OpenAI's own client, in three versions, sync and async, calls every method with every parameter; all answers are strict."""
+"""OpenAI's own client, in three versions, sync and async, calls every method with every parameter."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any

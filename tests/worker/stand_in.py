@@ -33,7 +33,6 @@ from worker.protocol import (
     take_stdout,
 )
 
-
 #: OpenAI's, the first of the real child's.
 _COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 

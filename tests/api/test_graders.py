@@ -15,7 +15,7 @@ SAME = {
     "reference": "{{item.wanted}}",
     "operation": "eq",
 }
-LONG = "a" * 1001
+LONG, ITEM = "a" * 1001, {"wanted": "a"}
 NEAR = {**{name: SAME[name] for name in ("input", "reference")}, "type": "text_similarity", "name": "near"}
 
 
@@ -64,7 +64,7 @@ def test_a_valid_grader_comes_back_as_it_was_understood(shared: Shared):
         ("run", SAME, {}, "model_sample", "missing"),
         ("run", SAME, {"model_sample": "a"}, "item", "wanted"),
         ("run", SAME, {"model_sample": "a", "item": 5}, "item", "dictionary"),
-        ("run", {**NEAR, "evaluation_metric": "bleu"}, {"model_sample": LONG, "item": {"wanted": "a"}}, "grader", "long"),
+        ("run", {**NEAR, "evaluation_metric": "bleu"}, {"model_sample": LONG, "item": ITEM}, "grader", "long"),
         (
             "run",
             {"type": "code_bleu", "name": "c", "input": "a", "reference": "x", "lang": "python"},

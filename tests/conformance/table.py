@@ -17,8 +17,8 @@ _HEAD = """\
 OpenAI's own Python client, three versions of it, drives a Hone over HTTP: every method of its resources `files`,
 `uploads`, `fine_tuning`, `models`, `evals` and `webhooks`, sync and async, with every parameter, every kind of a union
 and every value of an enumeration that its types name. Methods and parameters are found by looking at the client, so
-that one which the suite does not use makes it fail. Every answer is parsed in Pydantic's strict mode by the client's own
-types, and may have no field that they lack, but `hone`.
+that one which the suite does not use makes it fail. Every answer is parsed in Pydantic's strict mode by the client's
+own types, and may have no field that they lack, but `hone`.
 
 ## Methods
 

@@ -13,7 +13,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 Language = Literal["python"]
 StringOperation = Literal["eq", "ne", "like", "ilike"]
-SimilarityMetric = Literal["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
+SimilarityMetric = Literal[
+    "fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
+]
 
 #: The linear layers of a Llama block, in the order of its forward pass.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -116,7 +118,8 @@ class EvaluationDuringTrainingSpec(Spec):
         "last", description="The step whose adapter is the result. Last: one epoch seldom overfits."
     )
     early_stopping: Literal["off", "valid_loss", "codebleu"] = Field(
-        "off", description="Stop when this has not improved for `patience` evaluations. Off: the schedule ends as planned."
+        "off",
+        description="Stop when this has not improved for `patience` evaluations. Off: all steps are done.",
     )
     patience: int = Field(3, ge=1, le=1000, description="Evaluations in a row without improvement before it stops.")
 
@@ -185,9 +188,7 @@ class StringCheckCriterion(Spec):
     name: str = Field(min_length=1, max_length=256)
     input: str = Field(description="Template of the text that is checked.")
     reference: str = Field(description="Template of the text that it is checked against.")
-    operation: StringOperation = Field(
-        description="Equal, not equal, or contains the reference; `ilike` ignores case."
-    )
+    operation: StringOperation = Field(description="Equal, not equal, or contains the reference; `ilike` ignores case.")
 
 
 class TextSimilarityCriterion(Spec):

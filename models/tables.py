@@ -177,6 +177,8 @@ class StepMetric(Base):
     train_accuracy: Mapped[float | None]
     valid_loss: Mapped[float | None]
     valid_mean_token_accuracy: Mapped[float | None]
+    #: Of answers to validation prompts, where the job asked for it.
+    codebleu: Mapped[float | None]
     learning_rate: Mapped[float | None]
     grad_norm: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
@@ -280,6 +282,20 @@ class EvalOutputItem(Base):
     sample: Mapped[Json]
     base: Mapped[Json | None]
     created_at: Mapped[float] = _created_at()
+
+
+class KeptAnswer(Base):
+    """An answer of an evaluation under way, for an attempt that goes on after this one; gone when the job has ended."""
+
+    __tablename__ = "kept_answers"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    #: "model", or "base" beside it.
+    side: Mapped[str] = mapped_column(String(8), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    answer: Mapped[Json]
+    #: ``{"grades": [...]}``, one entry a criterion, once the answer has been graded.
+    grades: Mapped[Json | None]
 
 
 class OutboxMessage(Base):

@@ -1,7 +1,6 @@
 """Answers from a model, in batches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from transformers import (
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
-from worker.fences import extract_code
-from worker.stopping import End, FinishReason, StopRules
+from worker.answer import Answer
+from worker.stopping import End, StopRules
 
 #: Answers at once. A small model on a GPU waits for launches, so more answers at once cost nothing; two CPU cores are
 #: busy with 16, and longer batches would wait for their longest answer.
@@ -26,23 +25,6 @@ _MOST_ROWS = {"cuda": 256, "cpu": 16}
 _CPU_TOKENS = 32_768
 #: Share of the GPU's free memory that a batch may take.
 _MEMORY_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer's text, without special tokens; ``tokens`` counts the end token if there is one.
-
-    ``finish_reason``: "stop" at an end token, "fence" behind its closed code block, "length" at the limit.
-    """
-
-    text: str
-    tokens: int
-    finish_reason: FinishReason
-
-    @property
-    def code(self) -> str:
-        """The code in the text."""
-        return extract_code(self.text)
 
 
 def generate(
@@ -59,11 +41,11 @@ def generate(
     """An answer to each prompt (token ids), in the prompts' order.
 
     The longest prompts go first, so that memory runs out at the start if it does and estimates of the time left err
-    on the safe side. ``batch_size`` caps the answers at once; None leaves it to the device. ``fence`` names the language
+    on the safe side. ``batch_size`` caps the answers at once; None leaves it to the device. ``fence`` names a language
     whose closed code block ends an answer. ``kept`` are answers, by prompt number, that an earlier attempt gave: they
     are not asked for again, unless their batch is not whole. ``on_batch`` gets each batch's prompt numbers and answers.
-    Sampling repeats under the seed on the same machine with the same prompts. Raises TrainingError, before anything is generated, for a prompt that is empty or leaves too little of the
-    context.
+    Sampling repeats under the seed on the same machine with the same prompts. Raises TrainingError, before anything is
+    generated, for a prompt that is empty or leaves too little of the context.
     """
     require_room(prompts, sampling.max_tokens, int(model.config.max_position_embeddings))
     model.eval()

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from worker.fences import code_is_complete
-
-FinishReason = Literal["stop", "fence", "length"]
+from worker.answer import FinishReason, code_is_complete
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 HONE_HOME/work/{job}/{attempt}-{epoch}/
     lock         held for as long as the attempt lives
     input.json   worker.protocol's TrainingInput or EvaluationInput
-    train.jsonl  validation.jsonl  items.jsonl  adapter/  resume/
+    train.jsonl  validation.jsonl  items.jsonl  kept.jsonl  adapter/  resume/
     out/         the child's
     stderr.log   the child's
 """
@@ -27,13 +27,15 @@ from core.logging import get_logger
 from core.settings import Settings
 from core.specs import EvaluationSpec, FineTuneSpec
 from core.storage import Storage
+from models import lifecycle
 from models.access import find_model
 from models.database import Database
 from models.lifecycle import Claim
 from models.status import JobKind
-from models.tables import Checkpoint, File, FineTunedModel, Job, Project
+from models.tables import Checkpoint, File, FineTunedModel, Job, KeptAnswer, Project
 from worker import bundles
 from worker.bundles import BundleError
+from worker.kept import write_kept
 from worker.protocol import EvaluationInput, TrainingInput
 
 log = get_logger(__name__)
@@ -172,17 +174,25 @@ class Preparation:
             items = self._find_file(session, job.project_id, spec.items_file, "items_file")
             tuned = None if spec.model == spec.base_model else _find_tuned(session, job, spec.model)
             adapter = tuned and self._find_file(session, tuned.project_id, tuned.adapter_file_id, "model")
+            kept = lifecycle.kept_answers(session, job.id)
         template = spec.prompt_template
+        asks = spec.source == "completions"
         return EvaluationInput(
             job_id=job.id,
             spec=spec,
-            base_model=find_base_model(load_catalogue(self._settings), spec.base_model),
+            base_model=find_base_model(load_catalogue(self._settings), spec.base_model) if asks else None,
             cache=self._settings.home / "models",
             items_file=self._fetch_dataset(items, "items.jsonl", "items_file"),
             max_line_bytes=self._settings.max_line_bytes,
+            kept=self._write_kept(kept) if kept else None,
             adapter=self._fetch_adapter(adapter) if adapter else None,
             prompt_template=tuned.prompt_template if tuned and template == "auto" else template,
         )
+
+    def _write_kept(self, rows: list[KeptAnswer]) -> Path:
+        path = self._folder / "kept.jsonl"
+        write_kept(path, ((row.side, row.position, row.answer, row.grades["grades"] if row.grades else None) for row in rows))
+        return path
 
     def _find_file(self, session: Session, project_id: str, file_id: str, param: str) -> File:
         found = session.scalar(select(File).where(File.id == file_id, File.project_id == project_id))

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker.answer import Answer
 from worker.decode.network import Network
 from worker.decode.steps import Steps
-from worker.generate import Answer, end_tokens, require_room, to_answer
+from worker.generate import end_tokens, require_room, to_answer
 from worker.stopping import StopRules, Watch
 
 #: Answers at once: two CPU cores are busy with 16; on a GPU keys and values, not weights, are most of what is read
@@ -55,8 +56,8 @@ def decode(
     """An answer to each prompt (token ids), in the prompts' order: ``worker.generate.generate``, faster.
 
     For models that ``worker.decode.network.uncovered`` lets pass. ``slots`` caps the answers at once; ``fence`` and
-    ``kept`` are ``generate``'s. ``on_batch`` gets the prompt numbers and answers that ended together. When memory runs out, what is not answered yet goes on with half
-    the slots. Raises TrainingError as ``generate`` does.
+    ``kept`` are ``generate``'s. ``on_batch`` gets the prompt numbers and answers that ended together. When memory runs
+    out, what is not answered yet goes on with half the slots. Raises TrainingError as ``generate`` does.
     """
     require_room(prompts, sampling.max_tokens, int(model.config.max_position_embeddings))
     model.eval()

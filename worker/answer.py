@@ -1,7 +1,24 @@
-"""Code in an answer: its fenced block, and whether that block is closed already."""
+"""One answer of a model, and the code in it: its fenced block, and whether that block is closed already."""
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "fence", "length"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's text, without special tokens; ``tokens`` counts the end token if there is one.
+
+    ``finish_reason``: "stop" at an end token, "fence" behind its closed code block, "length" at the limit.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
 #: What models write behind a fence, where it is not the language's name alone.

@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from api import eval_runs, evals, files, health, jobs, models, multipart_uploads, webhooks
+from api import eval_runs, evals, files, graders, health, jobs, models, multipart_uploads, permissions, webhooks
 from api.deps import LifespanState, Parts
 from api.errors import install_error_handlers
 from api.middleware import BodyLimit, RefuseNul, RequestLog
@@ -81,7 +81,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ],
     )
     install_error_handlers(app)
-    for part in (health, files, multipart_uploads, jobs, models, eval_runs, evals, webhooks):
+    parts = (health, files, multipart_uploads, jobs, permissions, graders, models, eval_runs, evals, webhooks)
+    for part in parts:
         app.include_router(part.router)
     return app
 

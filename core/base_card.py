@@ -149,9 +149,7 @@ class _NewDict:
 
 def _environment() -> ImmutableSandboxedEnvironment:
     """What transformers gives a chat template: a sandbox, blocks trimmed, and some functions."""
-    made = ImmutableSandboxedEnvironment(  # noqa: S701 - prompts are no HTML
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     made.filters["tojson"] = _tojson
     made.globals.update(raise_exception=_refuse, strftime_now=_now, dict=_NewDict())
     return made

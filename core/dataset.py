@@ -11,7 +11,7 @@ The API checks an upload with this module and the worker reads it with the same,
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from core.errors import DatasetError
@@ -250,12 +250,37 @@ def _storable(item: dict[str, Any], where: str) -> None:
 
 
 def require_usable(report: DatasetReport, filename: str) -> None:
-    """Raise DatasetError, naming the first problem, unless every line of the file can be used."""
+    """Raise DatasetError, naming the first problem, unless every line of the file can be used.
+
+    The error's ``details`` hold the report: the problems by kind, and the first 20.
+    """
     if report.problem_count:
         more = f" ({report.problem_count - 1} more)" if report.problem_count > 1 else ""
-        raise DatasetError(f"{filename}, {report.problems[0]}{more}", param="file", code="invalid_file_format")
-    if not report.samples:
-        raise DatasetError(f"{filename} has no samples. Write one JSON object a line.", param="file", code="empty_file")
+        error = DatasetError(f"{filename}, {report.problems[0]}{more}", param="file", code="invalid_file_format")
+    elif not report.samples:
+        error = DatasetError(
+            f"{filename} has no samples. Write one JSON object a line.", param="file", code="empty_file"
+        )
+    else:
+        return
+    error.details = {"report": summary(report)}
+    raise error
+
+
+def summary(report: DatasetReport) -> dict[str, Any]:
+    """A check's result as it goes onto the wire."""
+    kinds = sorted(report.kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {
+        "file_format": report.file_format,
+        "format": report.format,
+        "samples": report.samples,
+        "characters": report.characters,
+        "problems": {
+            "count": report.problem_count,
+            "kinds": [{"kind": kind, "count": count} for kind, count in kinds],
+            "first": [asdict(problem) for problem in report.problems],
+        },
+    }
 
 
 def read_samples(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[Sample]:

@@ -1,4 +1,6 @@
-"""Write a base model's card: python -m worker.card ENTRY.json CACHE/ OUT.json
+"""Write a base model's card.
+
+    python -m worker.card ENTRY.json CACHE/ OUT.json
 
 ENTRY.json is an entry of the catalogue. A Hub model that was not fetched before is not fetched for this. The card is
 renamed into place when it is whole.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.catalogue import BaseModelEntry
+from core.plan import MemoryPlan
 from core.resolve import Resolved
 from core.specs import EvaluationSpec, FineTuneSpec, PromptTemplate
 
@@ -42,6 +43,8 @@ class TrainingInput(_Frozen):
     max_line_bytes: int = 2**20
     #: Folder of a checkpoint to go on from.
     resume_from: Path | None = None
+    #: The memory plan of the last attempt.
+    plan: MemoryPlan | None = None
 
 
 class EvaluationInput(_Frozen):
@@ -74,6 +77,13 @@ class Started(_Frozen):
     report: dict[str, Any]
     #: 0, or the step of the checkpoint that the run goes on from.
     step: int = 0
+
+
+class Replanned(_Frozen):
+    """The settings as they run from here on: the memory ran out, and the plan stepped down."""
+
+    type: Literal["replanned"] = "replanned"
+    resolved: Resolved
 
 
 class Step(_Frozen):
@@ -121,7 +131,7 @@ class Failed(_Frozen):
     param: str | None = None
 
 
-Line = Annotated[Event | Started | Step | Saved | Progress | Done | Failed, Field(discriminator="type")]
+Line = Annotated[Event | Started | Replanned | Step | Saved | Progress | Done | Failed, Field(discriminator="type")]
 _lines: TypeAdapter[Line] = TypeAdapter(Line)
 
 
@@ -136,7 +146,7 @@ class LineWriter:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def send(self, line: Event | Started | Step | Saved | Progress | Done | Failed) -> None:
+    def send(self, line: Event | Started | Replanned | Step | Saved | Progress | Done | Failed) -> None:
         """Write one line."""
         self._stream.write(json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n")
         self._stream.flush()

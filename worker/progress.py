@@ -10,7 +10,6 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from core.errors import TrainingError
-from worker import pulse
 from worker.protocol import LineWriter, Saved, Step
 
 #: Trainer's names for what ``models.tables.StepMetric`` holds.
@@ -74,12 +73,6 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
         self._first_step, self._tokens = state.global_step, int(state.num_input_tokens_seen)
         for entry in state.log_history:
             self._keep(int(entry["step"]), entry)
-
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """A microbatch is done."""
-        pulse.beat()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,6 +1,6 @@
 """The pulse: how a child tells that it gets on while there is nothing else to tell.
 
-Loops that may run for minutes between two lines call ``beat``: each microbatch, batch of a validation, step of a
+Loops that may run for minutes between two lines call ``beat``: each pass of training and validation, step of a
 decoder, scored answer, encoded sample, piece of a download. The work itself beats, never a thread beside it: a child
 that hangs has no pulse. Outside a child, nothing is told.
 """

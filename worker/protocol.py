@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -52,10 +53,13 @@ class EvaluationInput(_Frozen):
 
     job_id: str
     spec: EvaluationSpec
-    base_model: BaseModelEntry
+    #: None where no model is asked.
+    base_model: BaseModelEntry | None = None
     cache: Path
     items_file: Path
     max_line_bytes: int = 2**20
+    #: JSON lines of what an earlier attempt has answered and graded (worker.kept).
+    kept: Path | None = None
     #: Folder of the adapter; None evaluates the base alone.
     adapter: Path | None = None
     prompt_template: PromptTemplate | Literal["auto"] = "auto"
@@ -114,6 +118,24 @@ class Progress(_Frozen):
     seconds_left: float | None = None
 
 
+class Answered(_Frozen):
+    """An answer, told as it comes: an attempt that goes on need not generate it again."""
+
+    type: Literal["answered"] = "answered"
+    side: Literal["model", "base"]
+    position: int
+    answer: dict[str, Any]
+
+
+class Graded(_Frozen):
+    """An answer's grades, one a criterion."""
+
+    type: Literal["graded"] = "graded"
+    side: Literal["model", "base"]
+    position: int
+    grades: list[dict[str, Any]]
+
+
 class Done(_Frozen):
     """The last line of a run that went well; the artifacts lie in the output folder."""
 
@@ -131,7 +153,8 @@ class Failed(_Frozen):
     param: str | None = None
 
 
-Line = Annotated[Event | Started | Replanned | Step | Saved | Progress | Done | Failed, Field(discriminator="type")]
+AnyLine = Event | Started | Replanned | Step | Saved | Progress | Answered | Graded | Done | Failed
+Line = Annotated[AnyLine, Field(discriminator="type")]
 _lines: TypeAdapter[Line] = TypeAdapter(Line)
 
 
@@ -141,15 +164,18 @@ def parse_line(text: str) -> Line:
 
 
 class LineWriter:
-    """A child's end: writes lines, flushed one by one."""
+    """A child's end: writes lines, flushed one by one; threads may share it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._lock = threading.Lock()
 
-    def send(self, line: Event | Started | Replanned | Step | Saved | Progress | Done | Failed) -> None:
+    def send(self, line: AnyLine) -> None:
         """Write one line."""
-        self._stream.write(json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n")
-        self._stream.flush()
+        text = json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n"
+        with self._lock:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def take_stdout() -> LineWriter:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def main(path: str, max_line_bytes: int) -> int:
         sys.stderr.write("the package pyarrow is not installed here\n")
         return 2
     try:
-        allowed = max(_LEAST_ALLOWED, _MOST_RATIO * os.stat(path).st_size)
+        allowed = max(_LEAST_ALLOWED, _MOST_RATIO * Path(path).stat().st_size)
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
                 for row in batch.to_pylist():

@@ -115,9 +115,12 @@ def service(tmp_path_factory, sqlite_template) -> Iterator[httpx2.Client]:
         home=folder, database_url=url, storage_url=(folder / "storage").as_uri(), redis_url=NO_BROKER,
         catalogue=catalogue, max_file_bytes=300 * 2**20,
     )  # fmt: skip
-    with served(create_app(settings)) as address:
-        with httpx2.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=120) as client:
-            yield client
+    headers = {"Authorization": f"Bearer {key}"}
+    with (
+        served(create_app(settings)) as address,
+        httpx2.Client(base_url=address, headers=headers, timeout=120) as client,
+    ):
+        yield client
 
 
 def test_there_are_forty():

@@ -41,8 +41,8 @@ def as_lines(rows) -> bytes:
 
 
 def found(raw: bytes, size: int = 7, limit: int = LIMIT):
-    format, records = open_records([raw[at : at + size] for at in range(0, len(raw), size)], limit)
-    return format, [(line, one.problem[1] if isinstance(one, LineError) else one) for line, one in records]
+    told, records = open_records([raw[at : at + size] for at in range(0, len(raw), size)], limit)
+    return told, [(line, one.problem[1] if isinstance(one, LineError) else one) for line, one in records]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_a_column_that_is_no_text_is_refused_by_name():
 def test_an_array_is_read_however_its_stream_is_cut(rows, size, indent):
     raw = json.dumps(rows, indent=indent, ensure_ascii=False).encode("utf-8", "replace")
     want = json.loads(raw)
-    format, records = found(raw, size)
-    assert format == "json"
+    told, records = found(raw, size)
+    assert told == "json"
     assert [record for _, record in records] == want
 
 

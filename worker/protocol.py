@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.catalogue import BaseModelEntry
+from core.plan import MemoryPlan
 from core.resolve import Resolved
 from core.specs import EvaluationSpec, FineTuneSpec, PromptTemplate
 
@@ -43,6 +44,8 @@ class TrainingInput(_Frozen):
     max_line_bytes: int = 2**20
     #: Folder of a checkpoint to go on from.
     resume_from: Path | None = None
+    #: The memory plan of the last attempt.
+    plan: MemoryPlan | None = None
 
 
 class EvaluationInput(_Frozen):
@@ -78,6 +81,13 @@ class Started(_Frozen):
     report: dict[str, Any]
     #: 0, or the step of the checkpoint that the run goes on from.
     step: int = 0
+
+
+class Replanned(_Frozen):
+    """The settings as they run from here on: the memory ran out, and the plan stepped down."""
+
+    type: Literal["replanned"] = "replanned"
+    resolved: Resolved
 
 
 class Step(_Frozen):
@@ -143,7 +153,7 @@ class Failed(_Frozen):
     param: str | None = None
 
 
-AnyLine = Event | Started | Step | Saved | Progress | Answered | Graded | Done | Failed
+AnyLine = Event | Started | Replanned | Step | Saved | Progress | Answered | Graded | Done | Failed
 Line = Annotated[AnyLine, Field(discriminator="type")]
 _lines: TypeAdapter[Line] = TypeAdapter(Line)
 

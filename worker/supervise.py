@@ -38,6 +38,7 @@ from worker.protocol import (
     Graded,
     Line,
     Progress,
+    Replanned,
     Saved,
     Started,
     Step,
@@ -151,7 +152,7 @@ class Attempt:
                     case Failed():
                         self._failed = line
                         child.end_within(self._settings.cancel_grace_seconds)
-                    case Started() | Step() | Progress() | Event() | Answered() | Graded():
+                    case Started() | Replanned() | Step() | Progress() | Event() | Answered() | Graded():
                         entries.append(line)
             self._record(entries)
 

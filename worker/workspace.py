@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from core.catalogue import find_base_model, load_catalogue
 from core.errors import HoneError, TrainingError
 from core.logging import get_logger
+from core.plan import MemoryPlan
 from core.settings import Settings
 from core.specs import EvaluationSpec, FineTuneSpec
 from core.storage import Storage
@@ -153,6 +154,7 @@ class Preparation:
                 session, job.project_id, spec.validation_file, "validation_file"
             )
             checkpoints = _checkpoints(session, job.id)
+            plan = (job.resolved or {}).get("plan")
         return TrainingInput(
             job_id=job.id,
             fine_tuned_model=fine_tuned_model_id(spec, project.name, job.id),
@@ -165,6 +167,7 @@ class Preparation:
             else None,
             max_line_bytes=self._settings.max_line_bytes,
             resume_from=self._resume_from(checkpoints),
+            plan=MemoryPlan.model_validate(plan) if plan else None,
         )
 
     def _evaluation(self) -> EvaluationInput:
@@ -191,7 +194,9 @@ class Preparation:
 
     def _write_kept(self, rows: list[KeptAnswer]) -> Path:
         path = self._folder / "kept.jsonl"
-        write_kept(path, ((row.side, row.position, row.answer, row.grades["grades"] if row.grades else None) for row in rows))
+        write_kept(
+            path, ((row.side, row.position, row.answer, row.grades["grades"] if row.grades else None) for row in rows)
+        )
         return path
 
     def _find_file(self, session: Session, project_id: str, file_id: str, param: str) -> File:

@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 from core.resolve import Facts, resolve
+from core.shape import ModelShape
 from worker.checkpoints import write_manifest
 from worker.protocol import (
     Done,
@@ -49,11 +50,8 @@ FACTS = Facts(
     p90_tokens=100,
     longest_tokens=200,
     context_length=512,
-    hidden_size=64,
-    intermediate_size=128,
-    layers=2,
-    weight_bytes=2**20,
-    device_memory=2**30,
+    shape=ModelShape(hidden_size=64, intermediate_size=128, layers=2, heads=4, kv_heads=2, head_dim=16, vocab_size=512),
+    available_memory=2**34,
     device="cpu",
     fast_bfloat16=False,
     prompt_template="chat",

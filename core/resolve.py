@@ -150,13 +150,15 @@ def _batch_size(samples: int) -> tuple[int, str]:
 
 
 def _length(facts: Facts) -> tuple[int, str]:
-    rounded = max(64, math.ceil(facts.p90_tokens / 64) * 64)
-    if rounded > facts.context_length:
-        return facts.context_length, "the base model's context, which is shorter than the 90th percentile"
-    return (
-        rounded,
-        f"90th percentile of {facts.p90_tokens} tokens, rounded up to 64; the longest has {facts.longest_tokens:,}",
-    )
+    return sequence_length(facts.p90_tokens, facts.longest_tokens, facts.context_length)
+
+
+def sequence_length(p90_tokens: int, longest_tokens: int, context_length: int) -> tuple[int, str]:
+    """Where samples are cut when nobody says: the 90th percentile, rounded up to 64, within the context."""
+    rounded = max(64, math.ceil(p90_tokens / 64) * 64)
+    if rounded > context_length:
+        return context_length, "the base model's context, which is shorter than the 90th percentile"
+    return rounded, f"90th percentile of {p90_tokens} tokens, rounded up to 64; the longest has {longest_tokens:,}"
 
 
 def _microbatch(batch_size: int, facts: Facts) -> tuple[int, str]:

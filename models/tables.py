@@ -152,6 +152,8 @@ class Job(Base):
     lease_expires_at: Mapped[float | None]
     last_progress_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
+    #: Only while it runs: a pause that its worker has still to carry out.
+    pause_requested_at: Mapped[float | None]
 
 
 class JobEvent(Base):
@@ -341,6 +343,46 @@ class WebhookDelivery(Base):
     #: ``{"tries": [...]}``, oldest first.
     log: Mapped[Json] = mapped_column(default=lambda: {"tries": []})
     created_at: Mapped[float] = _created_at()
+
+
+class Preflight(Base):
+    """What one pass over a dataset found, for one way to make tokens of it; ``key`` is a hash of that way."""
+
+    __tablename__ = "preflights"
+
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: running, completed or failed.
+    status: Mapped[str] = mapped_column(String(16), default="running")
+    #: The pass that may write here: one that was given up for dead writes nothing any more.
+    run: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    samples: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Of ``core.preflight.examine``.
+    found: Mapped[Json | None]
+    note: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[float] = _created_at()
+    updated_at: Mapped[float] = _created_at()
+
+
+class Worker(Base):
+    """A worker and what it computes with; only told, never relied on: leases say who works."""
+
+    __tablename__ = "workers"
+
+    #: As in ``Job.lease_owner``.
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: cuda or cpu.
+    device: Mapped[str] = mapped_column(String(8))
+    name: Mapped[str] = mapped_column(String(256))
+    #: Bytes of one GPU's memory, or of the machine's.
+    memory: Mapped[int] = mapped_column(BigInteger)
+    #: GPUs that it may use; 0 on a processor.
+    gpus: Mapped[int] = mapped_column(Integer)
+    fast_bfloat16: Mapped[bool]
+    started_at: Mapped[float] = _created_at()
+    seen_at: Mapped[float] = _created_at()
 
 
 metadata: MetaData = Base.metadata

@@ -17,8 +17,9 @@ from worker.child import Child
 log = get_logger(__name__)
 
 
-#: A drained child gets this many times the grace of a cancelled one: its step and its checkpoint are worth waiting for.
-_DRAIN_GRACES = 3
+#: A child that is to save gets this many times the grace of a cancelled one: its step and its checkpoint are worth
+#: waiting for.
+_SAVE_GRACES = 3
 
 
 class Stop(Enum):
@@ -26,7 +27,9 @@ class Stop(Enum):
 
     #: The worker was told to stop.
     DRAINED = auto()
-    #: A user asked for it.
+    #: A user wants the job put aside.
+    PAUSED = auto()
+    #: A user wants it ended.
     CANCELLED = auto()
     #: The job is another worker's by now.
     LOST = auto()
@@ -99,6 +102,8 @@ class Heart:
         else:
             if orders.cancel:
                 self._order(Stop.CANCELLED)
+            elif orders.pause:
+                self._order(Stop.PAUSED)
 
     def _order(self, stop: Stop) -> None:
         with self._lock:
@@ -113,4 +118,4 @@ class Heart:
         if self.stop is Stop.LOST:
             self._child.kill()
         else:
-            self._child.stop(_DRAIN_GRACES * grace if self.stop is Stop.DRAINED else grace)
+            self._child.stop(grace if self.stop is Stop.CANCELLED else _SAVE_GRACES * grace)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.dataset import Message, Role, read_items, read_lines
+from core.dataset import Message, Role, read_items
 from core.errors import DatasetError
+from core.records import read_lines
 from core.specs import CodeBleuCriterion, EvaluationSpec, TemplateMessage
 from core.templates import render
 from worker.protocol import EvaluationInput

@@ -198,7 +198,7 @@ class Attempt:
             failed = self._failed
             return self._fail(TrainingError(storable(failed.message), param=failed.param, code=failed.code))
         told_to_stop = exit_code in (ExitCode.STOPPED, -15, -9)
-        if self._heart.stop is Stop.CANCELLED or (self._heart.stop is Stop.DRAINED and told_to_stop):
+        if self._heart.stop is Stop.CANCELLED or (self._heart.stop is not None and told_to_stop):
             return self._stopped()
         tail = _tail(space.stderr)
         self._log.error("child crashed", exit_code=exit_code, stderr=tail)
@@ -209,7 +209,9 @@ class Attempt:
             raise LeaseLostError(self._claim.job_id)
         if self._heart.stop is Stop.CANCELLED:
             return partial(lifecycle.confirm_cancelled, claim=self._claim)
-        return self._hand_back("its worker was told to stop", count_attempt=False)
+        # Whether it is to be paused its row says; the pause may have been withdrawn since.
+        reason = "its pause was withdrawn" if self._heart.stop is Stop.PAUSED else "its worker was told to stop"
+        return self._hand_back(reason, count_attempt=False)
 
     def _fail(self, error: HoneError) -> Ending:
         return partial(lifecycle.fail, claim=self._claim, error=error)

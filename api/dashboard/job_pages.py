@@ -50,7 +50,7 @@ def name_of(job: FineTuningJob, suffix: str | None) -> str:
 def filenames(session: Session, project_id: str, ids: Collection[str]) -> dict[str, str]:
     """The names of a project's files by their ids; of deleted ones, none."""
     found = session.execute(select(File.id, File.filename).where(File.id.in_(ids), File.project_id == project_id))
-    return {file_id: name for file_id, name in found}
+    return {str(file_id): str(name) for file_id, name in found}
 
 
 def rows_of(session: Session, found: Collection[Job]) -> list[Row]:

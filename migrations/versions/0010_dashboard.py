@@ -1,13 +1,13 @@
 """Sessions of the dashboard, and the memory that each step has reached
 
-Revision: 0010, after 0004
+Revision: 0010, after 0009
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0004"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

@@ -36,7 +36,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 @dataclass(frozen=True)
 class Told:
-    """What a reader knows: the last event's id, the epoch, and the last step with its figures (for the last may grow)."""
+    """What a reader knows: the last event, the epoch, and the last step with its figures, for the last may grow."""
 
     event: str = ""
     epoch: int = 0
@@ -142,7 +142,7 @@ async def stream(database: Database, job_id: str, told: Told, stopping: Flag) ->
     A database that is away is waited for: the reader keeps its connection.
     """
 
-    def look_once() -> list[tuple[Told, bytes]]:
+    def look_from(told: Told) -> list[tuple[Told, bytes]]:
         with database.read() as session:
             job = session.get(Job, job_id)
             if job is None:  # deleted meanwhile
@@ -153,15 +153,17 @@ async def stream(database: Database, job_id: str, told: Told, stopping: Flag) ->
     quiet = 0
     while not stopping.is_set():
         try:
-            found = await run_sync(look_once)
+            found = await run_sync(look_from, told)
         except (OperationalError, InterfaceError):
             found = []
         except NotFoundError:
             return
         quiet = 0 if found else quiet + 1
-        for told, text in found:
+        for _, text in found:
             yield text
-            if text.split(b"\n", 2)[1] == b"event: end":
+        if found:
+            told = found[-1][0]
+            if found[-1][1].split(b"\n", 2)[1] == b"event: end":
                 return
         if quiet % _QUIET_LOOKS == _QUIET_LOOKS - 1:
             yield b": still here\n\n"

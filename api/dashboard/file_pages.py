@@ -1,8 +1,8 @@
 """Files: upload, the list, and what is in a dataset."""
 
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy import select
@@ -11,12 +11,14 @@ from sqlalchemy.orm import Session
 from api import files
 from api.dashboard.job_form import refusal_of
 from api.dashboard.page import PageRoute, ViewerDep, go_to, page
+from api.dashboard.preflight_pages import choose, context_of
 from api.deps import Parts, PartsDep, ReadSession, StorageDep
 from api.file_access import get_file
 from api.once import Once
 from api.pagination import After, fetch_page
 from api.uploads import read_form, store_upload
 from core.errors import HoneError
+from core.specs import Auto, PromptTemplate
 from models.tables import File, Job
 
 router = APIRouter(route_class=PageRoute)
@@ -32,13 +34,13 @@ def _list(
     show: Shown,
     after: str | None,
     status: int = 200,
-    **more: object,
+    **more: Any,
 ) -> Response:
     query = select(File).where(File.project_id == viewer.project_id)
     if show != "all":
         query = query.where(File.purpose == show)
     found, has_more = fetch_page(session, query, File.id, after=after, limit=_A_PAGE, order="desc")
-    context = {"refusal": None, "problems": None, "filename": None, **more}
+    context: dict[str, Any] = {"refusal": None, "problems": None, **more}
     rows = [file for (file,) in found]
     return page(
         request,
@@ -74,17 +76,35 @@ async def upload(request: Request, viewer: ViewerDep, parts: PartsDep) -> Respon
 
 
 def _refused(request: Request, parts: Parts, viewer: ViewerDep, error: HoneError | RequestValidationError) -> Response:
-    status = error.status if isinstance(error, HoneError) else 400
+    status, problems = 400, None
+    if isinstance(error, HoneError):
+        status = error.status
+        report: dict[str, Any] = (error.details or {}).get("report", {})
+        problems = report.get("problems")
     with parts.database.read() as session:
-        return _list(request, session, viewer, "all", None, status, refusal=refusal_of(error))
+        return _list(request, session, viewer, "all", None, status, refusal=refusal_of(error), problems=problems)
 
 
 @router.get("/files/{file_id}")
-def file_page(file_id: str, request: Request, viewer: ViewerDep, session: ReadSession) -> Response:
-    """One file, and what its check has found."""
+def file_page(
+    file_id: str,
+    request: Request,
+    viewer: ViewerDep,
+    parts: PartsDep,
+    session: ReadSession,
+    model: Annotated[str | None, Query(max_length=256)] = None,
+    template: Auto | PromptTemplate = "auto",
+    max_seq_length: Annotated[str, Query(max_length=9)] = "auto",
+    validation_file: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """One file; of a dataset, what is in it."""
     file = get_file(session, viewer.project_id, file_id)
     made_by = session.get(Job, file.job_id) if file.job_id else None
-    return page(request, "file.html", file=file, made_by=made_by)
+    if file.purpose != "fine-tune":
+        return page(request, "file.html", file=file, made_by=made_by)
+    choice = choose(parts, model, template, max_seq_length, validation_file)
+    context = context_of(parts, session, viewer, file, choice)
+    return page(request, "dataset.html", made_by=made_by, **context)
 
 
 @router.get("/files/{file_id}/content")

@@ -89,7 +89,8 @@ def _get(session: Session, viewer: ViewerDep, job_id: str) -> Job:
 
 def _head(session: Session, job: Job) -> dict[str, Any]:
     [row] = rows_of(session, [job])
-    return {"row": row, "job": row.job, "ended": job.status in ENDED, "asked_to_cancel": job.cancel_requested_at}
+    asked = "Cancelling" if job.cancel_requested_at else "Pausing" if job.pause_requested_at else None
+    return {"row": row, "job": row.job, "ended": job.status in ENDED, "asked": asked}
 
 
 @router.get("/jobs/{job_id}")
@@ -195,6 +196,22 @@ def cancel(job_id: str, viewer: ViewerDep, parts: PartsDep) -> Response:
     """Cancel a job."""
     with parts.database.write() as session:
         jobs.cancel_job(job_id, viewer.project_id, session)
+    return go_to(f"/jobs/{job_id}")
+
+
+@router.post("/jobs/{job_id}/pause")
+def pause(job_id: str, viewer: ViewerDep, parts: PartsDep) -> Response:
+    """Put a job aside."""
+    with parts.database.write() as session:
+        jobs.pause_job(job_id, viewer.project_id, session)
+    return go_to(f"/jobs/{job_id}")
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume(job_id: str, viewer: ViewerDep, parts: PartsDep) -> Response:
+    """Queue a paused job again."""
+    with parts.database.write() as session:
+        jobs.resume_job(job_id, viewer.project_id, session)
     return go_to(f"/jobs/{job_id}")
 
 

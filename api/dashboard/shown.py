@@ -88,8 +88,9 @@ def moment(at: float | None) -> Markup | str:
         text = f"{_largest(ago)} ago"
     else:
         text = f"{full:%d %b %Y}".lstrip("0")
-    template = '<time datetime="{}" title="{} UTC">{}</time>'
-    return Markup(template).format(full.isoformat(timespec="seconds"), f"{full:%Y-%m-%d %H:%M:%S}", text)
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        full.isoformat(timespec="seconds"), f"{full:%Y-%m-%d %H:%M:%S}", text
+    )
 
 
 def _largest(seconds: float) -> str:

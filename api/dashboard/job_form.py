@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from api import jobs
 from api.dashboard.page import PageRoute, ViewerDep, go_to, page
+from api.dashboard.settings_table import label_of, title_of
 from api.deps import Parts, PartsDep, ReadSession
 from api.job_schemas import FineTuneRequest, FineTuningJob
 from api.json_body import parse
@@ -34,13 +35,6 @@ router = APIRouter(route_class=PageRoute)
 _OFFERED = 200
 #: What is open from the start; the rest is one click away, because its defaults are good.
 _FIRST = ("hyperparameters", "lora")
-_TITLES = {
-    "hyperparameters": "Hyperparameters",
-    "lora": "Adapter",
-    "quantization": "Quantization",
-    "training": "Training",
-    "data": "Data",
-}
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ def _input(prefix: str, name: str, field: FieldInfo, value: Any) -> Input:
     free = numeric or str in members or any(get_origin(member) is tuple for member in members)
     return Input(
         name=f"{prefix}.{name}",
-        label=name.replace("_", " "),
+        label=label_of(name),
         hint=field.description or "",
         default=_text(field.default),
         value=_text(value),
@@ -125,8 +119,7 @@ def _section(key: str, prefix: str, model: type[BaseModel], values: Mapping[str,
     inputs = [
         _input(prefix, name, field, values.get(f"{prefix}.{name}", "")) for name, field in model.model_fields.items()
     ]
-    title = _TITLES.get(key, key.replace("_", " ").capitalize())
-    return Section(title, inputs, key in _FIRST or any(entry.value for entry in inputs))
+    return Section(title_of(key), inputs, key in _FIRST or any(entry.value for entry in inputs))
 
 
 # --- From the form to a request --------------------------------------------------------------------------------------

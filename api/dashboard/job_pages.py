@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from api import job_stream, jobs
 from api.dashboard.page import PageRoute, ViewerDep, go_to, page
+from api.dashboard.scores import criteria_of
 from api.dashboard.settings_table import settings_of
 from api.deps import CatalogueDep, PartsDep, ReadSession, StorageDep
 from api.job_schemas import FineTuningJob, fine_tuning_job
@@ -25,6 +26,8 @@ router = APIRouter(route_class=PageRoute)
 
 #: Jobs on a page of the list.
 _A_PAGE = 20
+#: Events on a job's page; few jobs have more.
+_EVENTS = 100
 #: Points of a chart: about two for each pixel of its width.
 POINTS = 2000
 
@@ -106,7 +109,8 @@ def job_page(
         request,
         "job.html",
         **context,
-        **_told(session, viewer, job),
+        **_events(session, job),
+        checkpoints=jobs.list_checkpoints(job.id, viewer.project_id, session, limit=100).data,
         **_came_out(session, viewer, job, wire, catalogue),
         settings=settings_of(job, wire),
         spec=job.spec,
@@ -115,12 +119,11 @@ def job_page(
     )
 
 
-def _told(session: Session, viewer: ViewerDep, job: Job) -> dict[str, Any]:
-    """Events but those that only repeat the curves, and checkpoints."""
+def _events(session: Session, job: Job) -> dict[str, Any]:
+    """Events but those that only repeat the curves."""
     query = select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.type != "metrics")
-    events, more = fetch_page(session, query, JobEvent.id, after=None, limit=100, order="desc")
-    checkpoints = jobs.list_checkpoints(job.id, viewer.project_id, session, limit=100).data
-    return {"events": [event for (event,) in events], "more_events": more, "checkpoints": checkpoints}
+    events, more = fetch_page(session, query, JobEvent.id, after=None, limit=_EVENTS, order="desc")
+    return {"events": [event for (event,) in events], "more_events": more, "job_id": job.id}
 
 
 def _came_out(
@@ -129,9 +132,8 @@ def _came_out(
     """Files, evaluations of the model, and where its base comes from."""
     produced = session.scalars(select(File).where(File.id.in_(wire.result_files)).order_by(File.id))
     results: list[FileObject] = [file_object(file) for file in produced]
-    runs: list[tuple[EvalRun, Job]] = []
-    if job.fine_tuned_model:
-        runs = [(run, ran) for run, ran in evaluations_of(session, viewer.project_id, [job.fine_tuned_model])]
+    found = evaluations_of(session, viewer.project_id, [job.fine_tuned_model]) if job.fine_tuned_model else []
+    runs = [(run, ran, next(iter(criteria_of(ran.report)), None)) for run, ran in found]
     entry = catalogue.get(job.model)
     base_repo = entry.repo if isinstance(entry, HubModel) else None
     return {"results": results, "runs": runs, "base_repo": base_repo}
@@ -158,11 +160,17 @@ def job_head(job_id: str, request: Request, viewer: ViewerDep, session: ReadSess
     return page(request, "job_head.html", **_head(session, _get(session, viewer, job_id)))
 
 
-@router.get("/jobs/{job_id}/told")
-def job_told(job_id: str, request: Request, viewer: ViewerDep, session: ReadSession) -> Response:
-    """Events and checkpoints."""
-    job = _get(session, viewer, job_id)
-    return page(request, "job_told.html", job=fine_tuning_job(job, []), **_told(session, viewer, job))
+@router.get("/jobs/{job_id}/events")
+def job_events_part(job_id: str, request: Request, viewer: ViewerDep, session: ReadSession) -> Response:
+    """What happened."""
+    return page(request, "job_events.html", **_events(session, _get(session, viewer, job_id)))
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+def job_checkpoints_part(job_id: str, request: Request, viewer: ViewerDep, session: ReadSession) -> Response:
+    """The checkpoints."""
+    checkpoints = jobs.list_checkpoints(job_id, viewer.project_id, session, limit=100).data
+    return page(request, "job_checkpoints.html", checkpoints=checkpoints)
 
 
 @router.get("/jobs/{job_id}/metrics.json")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
+import structlog
 from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from api.dashboard import shown
 from api.dashboard.assets import asset
@@ -160,6 +162,12 @@ class PageRoute(APIRoute):
             except (OperationalError, InterfaceError, PoolTimeoutError) as error:
                 log.error("database_unavailable", error=str(error))
                 return _error(request, 503, "The database can't be reached at the moment. Try again in a few seconds.")
+            except ClientDisconnect:
+                raise
+            except Exception:
+                log.exception("unexpected_error", method=request.method, path=request.url.path)
+                request_id = structlog.contextvars.get_contextvars().get("request_id", "")
+                return _error(request, 500, f"The server's log has the details under the request id {request_id}.")
 
         return handle
 

@@ -17,6 +17,7 @@ class Setting:
     """One setting; ``why`` is the reason of the choice, or what the setting is for."""
 
     name: str
+    label: str
     value: Any
     chosen: Chosen
     why: str
@@ -30,13 +31,24 @@ class Group:
     settings: list[Setting]
 
 
-_TITLES = {
-    "hyperparameters": "Hyperparameters",
-    "training": "Training",
-    "lora": "Adapter",
-    "quantization": "Quantization",
-    "data": "Data",
+_TITLES = {"lora": "Adapter"}
+#: Names that say more in full.
+_LABELS = {
+    "r": "rank",
+    "n_epochs": "epochs",
+    "lr_scheduler": "learning rate schedule",
+    "eval_steps": "validation steps",
 }
+
+
+def title_of(group: str) -> str:
+    """The heading of a group of settings."""
+    return _TITLES.get(group, group.replace("_", " ").capitalize())
+
+
+def label_of(setting: str) -> str:
+    """What people call a setting."""
+    return _LABELS.get(setting, setting.replace("_", " "))
 
 
 def settings_of(job: Job, wire: FineTuningJob) -> list[Group]:
@@ -49,7 +61,7 @@ def settings_of(job: Job, wire: FineTuningJob) -> list[Group]:
         runs = wire.hyperparameters if name == "hyperparameters" else getattr(wire.hone, name, None)
         if isinstance(given, BaseModel) and isinstance(runs, dict):
             settings = _settings(name, given, runs, wire.hone.reasons)
-            groups.append(Group(_TITLES.get(name, name.replace("_", " ").capitalize()), settings))
+            groups.append(Group(title_of(name), settings))
     return groups
 
 
@@ -62,5 +74,7 @@ def _settings(group: str, given: BaseModel, runs: dict[str, Any], reasons: dict[
         else:
             chosen = "default" if asked == field.default else "you"
         # A reason stands by the name that a user would write: hyperparameters.n_epochs, training.precision.
-        made.append(Setting(name, value, chosen, reasons.get(f"{group}.{name}") or field.description or ""))
+        made.append(
+            Setting(name, label_of(name), value, chosen, reasons.get(f"{group}.{name}") or field.description or "")
+        )
     return made

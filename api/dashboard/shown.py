@@ -47,7 +47,7 @@ def figure(value: Any, digits: int = 3) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.{digits}f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
+    return f"{value:.{digits}f}"
 
 
 def percent(share: float | None) -> str:

@@ -1,11 +1,11 @@
-"""Debian's Chromium, driven by Playwright: one page of a fresh profile, which talks to nobody but the server."""
+"""Debian's Chromium, driven by Playwright."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 #: Playwright's own download is not used: the system's browser is patched by the system.
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -22,22 +22,31 @@ FLAGS = [
 
 
 @contextmanager
-def browser_page(*, width: int = 1280, height: int = 900, theme: str = "light") -> Iterator[Page]:
-    """A page of a new browser."""
+def chromium() -> Iterator[Browser]:
+    """A running browser; Playwright allows one at a time in a thread."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme=theme,  # type: ignore[arg-type]
-            reduced_motion="reduce",
-            accept_downloads=True,
-        )
-        page = context.new_page()
-        page.set_default_timeout(20_000)
         try:
-            yield page
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def fresh_page(browser: Browser, *, width: int = 1280, height: int = 900, theme: str = "light") -> Iterator[Page]:
+    """A page with no past: no cookie, nothing cached."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=theme,  # type: ignore[arg-type]
+        reduced_motion="reduce",
+        accept_downloads=True,
+    )
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    try:
+        yield page
+    finally:
+        context.close()
 
 
 def sign_in(page: Page, url: str, key: str) -> None:

@@ -2,7 +2,7 @@
 
     python -m tests.dashboard.screenshots docs/screenshots
 
-Needs Chromium; the state is made by ``tests.dashboard.state``. The pictures are reduced to 128 colours.
+Needs Chromium; the state is made by ``tests.dashboard.state``. The pictures are reduced to 200 colours.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from core.storage import Storage
 from models import accounts
 from models.database import Database
 from tests.api.conftest import NO_BROKER, served
-from tests.dashboard.browser import browser_page, sign_in
+from tests.dashboard.browser import chromium, fresh_page, sign_in
 from tests.dashboard.state import Maker, State
 
 WIDTHS = (1280, 390)
@@ -59,9 +59,11 @@ def settle(page: Page, name: str) -> None:
 
 
 def compress(path: Path) -> None:
-    """128 colours: these pages have few."""
+    """200 colours: these pages have few."""
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(200, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
 
 
 def main(out: Path) -> None:
@@ -76,10 +78,10 @@ def main(out: Path) -> None:
     app = create_app(settings)
     with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as http:
         state = Maker(http, database, storage).make()
-    with served(create_app(settings)) as url:
+    with served(create_app(settings)) as url, chromium() as browser:
         for theme in THEMES:
             for width in WIDTHS:
-                with browser_page(width=width, height=900 if width > 600 else 844, theme=theme) as page:
+                with fresh_page(browser, width=width, height=900 if width > 600 else 844, theme=theme) as page:
                     page.goto(url + "/sign-in")
                     page.screenshot(path=out / f"sign-in-{width}-{theme}.png")
                     compress(out / f"sign-in-{width}-{theme}.png")

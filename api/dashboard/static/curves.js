@@ -25,22 +25,20 @@ function figure(field, value) {
   return value.toFixed(3);
 }
 
-/** A running mean over some twentieth of the curve: what the eye looks for in a noisy loss. */
+/** The mean over some twentieth of the curve around each point: what the eye looks for in a noisy loss. */
 function smooth(values) {
-  const width = Math.max(2, Math.round(values.length / 20));
-  const sums = [];
-  let sum = 0;
-  let count = 0;
-  const window = [];
+  const reach = Math.max(1, Math.round(values.length / 40));
+  const sums = [0];
+  const counts = [0];
   for (const value of values) {
-    if (value === null) { sums.push(null); continue; }
-    window.push(value);
-    sum += value;
-    count += 1;
-    if (count > width) { sum -= window.shift(); count -= 1; }
-    sums.push(sum / count);
+    sums.push(sums.at(-1) + (value ?? 0));
+    counts.push(counts.at(-1) + (value === null ? 0 : 1));
   }
-  return sums;
+  return values.map((value, at) => {
+    const from = Math.max(0, at - reach);
+    const to = Math.min(values.length, at + reach + 1);
+    return value === null ? null : (sums[to] - sums[from]) / (counts[to] - counts[from]);
+  });
 }
 
 // --- Charts ----------------------------------------------------------------------------------------------------------
@@ -102,7 +100,7 @@ class Chart {
       stroke: colour(one.colour),
       points: one.points ? { show: true, size: 6, fill: colour(one.colour), stroke: colour("surface"), width: 1.5 } : { show: false },
     }))];
-    const options = { ...size, series, axes: axes(this.field), scales: { x: { time: false } }, cursor: { points: { size: 7 }, y: false }, legend: { live: true } };
+    const options = { ...size, series, axes: axes(this.field), scales: { x: { time: false } }, cursor: { points: { size: 7 }, y: false }, legend: { live: true, markers: { width: 0, fill: (plot, at) => plot.series[at].stroke() } } };
     this.plot = new uPlot(options, data, this.host);
     this.plot.root.setAttribute("role", "img");
     this.plot.root.setAttribute("aria-label", `${this.host.querySelector("figcaption").textContent} by step`);

@@ -7,11 +7,11 @@ uPlot for curves (static/vendor/README.md: versions and licences).
 from fastapi import FastAPI
 
 from api.dashboard import compare, eval_pages, file_pages, job_form, job_pages, preflight_pages, sessions
-from api.dashboard.assets import Assets
+from api.dashboard.assets import PREFIX, Assets
 
 
 def install(app: FastAPI) -> None:
     """Add the pages and their static files."""
-    app.mount("/static", Assets())
+    app.mount(PREFIX, Assets())
     for part in (sessions, job_form, job_pages, file_pages, preflight_pages, eval_pages, compare):
         app.include_router(part.router)

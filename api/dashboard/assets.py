@@ -1,4 +1,4 @@
-"""Style, scripts and fonts: files of this package, each address with a hash of all, so that a browser may keep them."""
+"""Style, scripts and fonts: files of this package, below a hash of them all, so that a browser may keep them."""
 
 import hashlib
 import os
@@ -19,12 +19,12 @@ def _version() -> str:
     return digest.hexdigest()[:12]
 
 
-VERSION = _version()
+PREFIX = f"/static/{_version()}"
 
 
 def asset(name: str) -> str:
     """The address of a static file, such as ``app.css``."""
-    return f"/static/{name}?v={VERSION}"
+    return f"{PREFIX}/{name}"
 
 
 class Assets(StaticFiles):
@@ -39,6 +39,5 @@ class Assets(StaticFiles):
         """A file's answer."""
         answer = super().file_response(full_path, stat_result, scope, status_code)
         answer.headers["X-Content-Type-Options"] = "nosniff"
-        asked_by_version = b"v=" in scope.get("query_string", b"")
-        answer.headers["Cache-Control"] = "public, max-age=31536000, immutable" if asked_by_version else "no-cache"
+        answer.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         return answer

@@ -146,7 +146,7 @@ class PageRoute(APIRoute):
         """The handler, with its errors as pages."""
         handler = super().get_route_handler()
 
-        async def handle(request: Request) -> Response:
+        async def handle(request: Request) -> Response:  # noqa: PLR0911 - one answer for each kind of error
             try:
                 if request.method not in ("GET", "HEAD"):
                     require_same_origin(request)

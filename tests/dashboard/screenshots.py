@@ -55,7 +55,7 @@ def settle(page: Page, name: str) -> None:
     if name == "new-job" and page.query_selector("#estimate"):
         page.wait_for_selector("#estimate[data-estimate]", timeout=60_000)
     page.evaluate("document.fonts.ready")
-    page.wait_for_function("document.querySelectorAll('.htmx-request').length === 0")
+    page.wait_for_function("() => document.querySelectorAll('.htmx-request').length === 0")
 
 
 def compress(path: Path) -> None:

@@ -12,7 +12,20 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from api import dashboard, eval_runs, evals, files, health, jobs, models, multipart_uploads, preflight, webhooks
+from api import (
+    dashboard,
+    eval_runs,
+    evals,
+    files,
+    graders,
+    health,
+    jobs,
+    models,
+    multipart_uploads,
+    permissions,
+    preflight,
+    webhooks,
+)
 from api.base_cards import BaseCards
 from api.deps import LifespanState, Parts
 from api.errors import install_error_handlers
@@ -94,7 +107,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.stopping = threading.Event()  # streams look at it: they would hold a server that stops
     install_error_handlers(app)
-    for part in (health, files, preflight, multipart_uploads, jobs, models, eval_runs, evals, webhooks):
+    routes = (files, preflight, multipart_uploads, jobs, permissions, graders, models, eval_runs, evals, webhooks)
+    for part in (health, *routes):
         app.include_router(part.router)
     dashboard.install(app)
     return app

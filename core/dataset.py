@@ -293,10 +293,19 @@ def read_samples(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[Sampl
 
 def read_items(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[dict[str, Any]]:
     """The ``item`` objects of an evaluation file that was checked. Raises DatasetError as above."""
+    for _, record in read_item_lines(chunks, max_line_bytes):
+        yield record["item"]
+
+
+def read_item_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line of an evaluation file that was checked: its number, and all of it. Raises DatasetError as above."""
     for number, raw in read_lines(chunks, max_line_bytes):
         if not raw.strip():
             continue
         try:
-            yield parse_line(raw, max_line_bytes)["item"]
-        except (_LineError, KeyError) as error:
+            record = parse_line(raw, max_line_bytes)
+        except _LineError as error:
             raise DatasetError(f"line {number}: {error}", code="invalid_file_format") from None
+        if "item" not in record:
+            raise DatasetError(f"line {number}: has no 'item'", code="invalid_file_format")
+        yield number, record

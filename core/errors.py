@@ -45,6 +45,13 @@ class AuthenticationError(HoneError):
     type = "authentication_error"
 
 
+class PermissionDeniedError(HoneError):
+    """The thing can be seen and used, and only its owner may do this with it."""
+
+    status = 403
+    type = "permission_denied_error"
+
+
 class NotFoundError(HoneError):
     """No such thing, or another project's."""
 

@@ -20,7 +20,17 @@ from models import webhooks
 from models.base import db_now
 from models.database import OUTBOX_WRITTEN
 from models.status import ENDED, TRANSITIONS, JobKind, JobStatus
-from models.tables import Checkpoint, EvalOutputItem, EvalRun, File, Job, JobEvent, OutboxMessage, StepMetric
+from models.tables import (
+    Checkpoint,
+    EvalOutputItem,
+    EvalRun,
+    File,
+    Job,
+    JobEvent,
+    KeptAnswer,
+    OutboxMessage,
+    StepMetric,
+)
 
 HINT = "hint"
 
@@ -74,6 +84,7 @@ def _move(
     moved = _matched(changed) == 1
     if moved and to in ENDED:
         webhooks.announce(session, job_id, to)
+        session.execute(delete(KeptAnswer).where(KeptAnswer.job_id == job_id))  # nobody goes on from here
     return moved
 
 
@@ -297,6 +308,26 @@ def rewind(session: Session, claim: Claim, step: int) -> None:
     write_as(session, claim, step=step)
     session.execute(delete(StepMetric).where(StepMetric.job_id == claim.job_id, StepMetric.step > step))
     add_event(session, claim.job_id, f"Resumed from the checkpoint at step {step}" if step else "Started from step 0")
+
+
+def keep_answer(session: Session, claim: Claim, side: str, position: int, answer: dict[str, Any]) -> None:
+    """Keep an answer of an evaluation for the attempt that may go on from here. Raises LeaseLostError."""
+    write_as(session, claim)
+    session.merge(KeptAnswer(job_id=claim.job_id, side=side, position=position, answer=answer))
+
+
+def keep_grades(session: Session, claim: Claim, side: str, position: int, grades: list[dict[str, Any]]) -> None:
+    """Keep an answer's grades beside it, if it is there. Raises LeaseLostError."""
+    write_as(session, claim)
+    row = session.get(KeptAnswer, (claim.job_id, side, position))
+    if row is not None:
+        row.grades = {"grades": grades}
+
+
+def kept_answers(session: Session, job_id: str) -> list[KeptAnswer]:
+    """What earlier attempts of an evaluation have answered."""
+    query = select(KeptAnswer).where(KeptAnswer.job_id == job_id).order_by(KeptAnswer.side, KeptAnswer.position)
+    return list(session.scalars(query))
 
 
 def last_checkpoint(session: Session, job_id: str) -> Checkpoint | None:

@@ -55,7 +55,11 @@ class File(Base):
     """An uploaded or produced file. ``storage_key`` is Hone's; ``filename`` is only shown."""
 
     __tablename__ = "files"
-    __table_args__ = (Index("ix_files_project_id_id", "project_id", "id"),)
+    __table_args__ = (
+        Index("ix_files_project_id_id", "project_id", "id"),
+        # What the sweep of expired files reads.
+        Index("ix_files_expires_at", "expires_at"),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("file-"))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
@@ -184,6 +188,8 @@ class StepMetric(Base):
     train_accuracy: Mapped[float | None]
     valid_loss: Mapped[float | None]
     valid_mean_token_accuracy: Mapped[float | None]
+    #: Of answers to validation prompts, where the job asked for it.
+    codebleu: Mapped[float | None]
     learning_rate: Mapped[float | None]
     grad_norm: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
@@ -220,6 +226,24 @@ class FineTunedModel(Base):
     base_model: Mapped[str] = mapped_column(String(256))
     prompt_template: Mapped[str] = mapped_column(String(16))
     adapter_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[float] = _created_at()
+
+
+class CheckpointPermission(Base):
+    """Lets another project use a fine-tuned model; ``model`` is the name that requests use, a checkpoint's or its."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (
+        UniqueConstraint("project_id", "model"),
+        Index("ix_checkpoint_permissions_model_id", "model", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("cp_"))
+    #: The job that made the model.
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    model: Mapped[str] = mapped_column(String(256))
+    #: Who may use it.
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     created_at: Mapped[float] = _created_at()
 
 
@@ -271,6 +295,20 @@ class EvalOutputItem(Base):
     sample: Mapped[Json]
     base: Mapped[Json | None]
     created_at: Mapped[float] = _created_at()
+
+
+class KeptAnswer(Base):
+    """An answer of an evaluation under way, for an attempt that goes on after this one; gone when the job has ended."""
+
+    __tablename__ = "kept_answers"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    #: "model", or "base" beside it.
+    side: Mapped[str] = mapped_column(String(8), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    answer: Mapped[Json]
+    #: ``{"grades": [...]}``, one entry a criterion, once the answer has been graded.
+    grades: Mapped[Json | None]
 
 
 class OutboxMessage(Base):

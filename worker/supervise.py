@@ -29,7 +29,21 @@ from worker.checkpoints import MANIFEST
 from worker.child import Child
 from worker.finish import STORAGE_ERRORS, Ending, finish, object_key
 from worker.heart import Heart, Stop
-from worker.protocol import Done, Event, ExitCode, Failed, Line, Progress, Saved, Started, Step, parse_line
+from worker.protocol import (
+    Answered,
+    Done,
+    Event,
+    ExitCode,
+    Failed,
+    Graded,
+    Line,
+    Progress,
+    Replanned,
+    Saved,
+    Started,
+    Step,
+    parse_line,
+)
 from worker.record import Entry, StoredCheckpoint, record, storable
 from worker.workspace import Preparation, Workspace, open_workspace
 
@@ -138,7 +152,7 @@ class Attempt:
                     case Failed():
                         self._failed = line
                         child.end_within(self._settings.cancel_grace_seconds)
-                    case Started() | Step() | Progress() | Event():
+                    case Started() | Replanned() | Step() | Progress() | Event() | Answered() | Graded():
                         entries.append(line)
             self._record(entries)
 

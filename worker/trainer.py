@@ -119,7 +119,9 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
         When the memory runs out the step is done again in a smaller way: nothing was changed by then but gradients.
         """
-        passes, rows = inputs["passes"], inputs["rows"].rows
+        rows = inputs["rows"].rows
+        fetched_before = inputs["rows"].tokens != self._plan.limit.tokens  # a step is fetched while another is trained
+        passes = self._collator.passes(rows) if fetched_before else inputs["passes"]
         state = random_state()
         while True:
             try:

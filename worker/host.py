@@ -62,6 +62,10 @@ class Running(Protocol):
 
     pid: int
 
+    @property
+    def lines_told(self) -> int:
+        """See ``Child.lines_told``."""
+
     def take(self) -> list[bytes] | None:
         """See ``Child.take``."""
 
@@ -97,6 +101,11 @@ class Turn:
             self._child.spare()
             lines.pop()
         return lines or None
+
+    @property
+    def lines_told(self) -> int:
+        """As ``Child.lines_told``; over all jobs of the process, which is enough to see that it moves."""
+        return self._child.lines_told
 
     @property
     def ended_well(self) -> bool:

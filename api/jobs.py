@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: submit, look at, cancel, and fetch what came out."""
+"""/v1/fine_tuning/jobs: submit, look at, cancel, pause and resume, and fetch what came out."""
 
 import re
 import secrets
@@ -130,6 +130,20 @@ def cancel_job(job_id: str, project_id: CurrentProject, session: WriteSession) -
     """Cancel: at once while it waits; a running one is told to stop and ends within seconds."""
     job = _get_job(session, project_id, job_id)
     lifecycle.cancel(session, job)
+    return _on_the_wire(session, _get_job(session, project_id, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, project_id: CurrentProject, session: WriteSession) -> FineTuningJob:
+    """Put aside: at once while it waits; a running one saves a checkpoint, leaves its GPU and is then `paused`."""
+    lifecycle.pause(session, _get_job(session, project_id, job_id))
+    return _on_the_wire(session, _get_job(session, project_id, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, project_id: CurrentProject, session: WriteSession) -> FineTuningJob:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    lifecycle.resume(session, _get_job(session, project_id, job_id))
     return _on_the_wire(session, _get_job(session, project_id, job_id))
 
 

@@ -8,11 +8,25 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from api import eval_runs, evals, files, health, jobs, models, multipart_uploads, webhooks
+from api import (
+    eval_runs,
+    evals,
+    files,
+    graders,
+    health,
+    jobs,
+    models,
+    multipart_uploads,
+    permissions,
+    preflight,
+    webhooks,
+)
+from api.base_cards import BaseCards
 from api.deps import LifespanState, Parts
 from api.errors import install_error_handlers
 from api.middleware import BodyLimit, RefuseNul, RequestLog
 from api.orphans import OrphanSweep
+from api.preflight_runs import PreflightRuns
 from api.reaper import Reaper
 from api.relay import Relay
 from api.webhook_sender import WebhookSender
@@ -28,12 +42,17 @@ _DESCRIPTION = "Fine-tuning and evaluation in OpenAI's wire format. Everything b
 
 def make_parts(settings: Settings) -> Parts:
     """Open what the application needs. Raises InvalidRequestError when the catalogue can't be read."""
+    database, storage = Database(settings.resolved_database_url), Storage(settings.resolved_storage_url)
+    catalogue = load_catalogue(settings)
+    cards = BaseCards(storage, catalogue, settings)
     return Parts(
         settings=settings,
-        database=Database(settings.resolved_database_url),
-        storage=Storage(settings.resolved_storage_url),
-        catalogue=load_catalogue(settings),
+        database=database,
+        storage=storage,
+        catalogue=catalogue,
         celery=make_celery(settings),
+        cards=cards,
+        preflights=PreflightRuns(database, cards, settings),
     )
 
 
@@ -65,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await run_sync(sender.stop)
             await run_sync(reaper.stop)
             await run_sync(orphans.stop)
+            await run_sync(parts.preflights.stop)
             parts.celery.close()
             parts.database.dispose()
 
@@ -81,7 +101,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ],
     )
     install_error_handlers(app)
-    for part in (health, files, multipart_uploads, jobs, models, eval_runs, evals, webhooks):
+    routes = (files, preflight, multipart_uploads, jobs, permissions, graders, models, eval_runs, evals, webhooks)
+    for part in (health, *routes):
         app.include_router(part.router)
     return app
 

@@ -12,7 +12,7 @@ from api.deps import CurrentProject, PartsDep, SettingsDep, WriteSession
 from api.json_body import StrictJsonRoute
 from api.middleware import MAX_PART_BYTES
 from api.pagination import Listed
-from api.schemas import FileObject, FilePurpose, file_object
+from api.schemas import Absent, FileObject, FilePurpose, file_object
 from api.uploads import ExpiresAfter, clean_filename
 from core.errors import InvalidRequestError, TooLargeError
 from core.specs import Spec
@@ -56,7 +56,7 @@ class UploadObject(Listed):
     filename: str
     purpose: str
     status: Literal["pending", "completed", "cancelled", "expired"]
-    file: FileObject | None
+    file: Absent[FileObject]
 
 
 class PartObject(Listed):

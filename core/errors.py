@@ -1,5 +1,7 @@
 """One base error; each carries what OpenAI's error shape needs, and the API turns it into JSON in one place."""
 
+from typing import Any
+
 
 class HoneError(Exception):
     """An error that a user can act on.
@@ -14,6 +16,8 @@ class HoneError(Exception):
 
     status = 400
     type = "invalid_request_error"
+    #: More than fits a sentence; goes onto the wire under ``hone``.
+    details: dict[str, Any] | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,6 +43,13 @@ class AuthenticationError(HoneError):
 
     status = 401
     type = "authentication_error"
+
+
+class PermissionDeniedError(HoneError):
+    """The thing can be seen and used, and only its owner may do this with it."""
+
+    status = 403
+    type = "permission_denied_error"
 
 
 class NotFoundError(HoneError):

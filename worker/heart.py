@@ -12,13 +12,14 @@ from core.settings import Settings
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim, LeaseLostError
-from worker.child import Child
+from worker.host import Running
 
 log = get_logger(__name__)
 
 
-#: A drained child gets this many times the grace of a cancelled one: its step and its checkpoint are worth waiting for.
-_DRAIN_GRACES = 3
+#: A child that is to save gets this many times the grace of a cancelled one: its step and its checkpoint are worth
+#: waiting for.
+_SAVE_GRACES = 3
 
 
 class Stop(Enum):
@@ -26,7 +27,9 @@ class Stop(Enum):
 
     #: The worker was told to stop.
     DRAINED = auto()
-    #: A user asked for it.
+    #: A user wants the job put aside.
+    PAUSED = auto()
+    #: A user wants it ended.
     CANCELLED = auto()
     #: The job is another worker's by now.
     LOST = auto()
@@ -50,7 +53,7 @@ class Heart:
         self._database = database
         self._claim = claim
         self._settings = settings
-        self._child: Child | None = None
+        self._child: Running | None = None
         self._lock = threading.Lock()
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"heart-{claim.job_id}", daemon=True)
@@ -66,7 +69,7 @@ class Heart:
         # A beat that hangs on the network must not keep the slot; what it writes later is refused by its epoch.
         self._thread.join(5)
 
-    def attach(self, child: Child) -> None:
+    def attach(self, child: Running) -> None:
         """Stop this child from now on, or at once when that was asked for before it was there."""
         with self._lock:
             self._child = child
@@ -99,6 +102,8 @@ class Heart:
         else:
             if orders.cancel:
                 self._order(Stop.CANCELLED)
+            elif orders.pause:
+                self._order(Stop.PAUSED)
 
     def _order(self, stop: Stop) -> None:
         with self._lock:
@@ -113,4 +118,4 @@ class Heart:
         if self.stop is Stop.LOST:
             self._child.kill()
         else:
-            self._child.stop(_DRAIN_GRACES * grace if self.stop is Stop.DRAINED else grace)
+            self._child.stop(grace if self.stop is Stop.CANCELLED else _SAVE_GRACES * grace)

@@ -76,7 +76,7 @@ def to_dataset(encoded: list[Encoded], max_seq_length: int) -> Dataset:
 
 def _row(one: Encoded, max_seq_length: int) -> dict[str, list[int]] | None:
     ids, trained = one.input_ids[:max_seq_length], one.trained[:max_seq_length]
-    if not any(trained):
+    if not any(trained[1:]):  # nothing predicts the first token
         return None
     return {"input_ids": ids, "labels": [token if keep else IGNORED for token, keep in zip(ids, trained, strict=True)]}
 

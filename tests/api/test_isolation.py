@@ -27,6 +27,11 @@ def theirs(shared: Shared) -> dict[str, Any]:
     item = shared.http.get(f"/v1/evals/{eval_id}/runs/{run['id']}/output_items").json()["data"][0]
     announced = {"filename": "f", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
     upload_id = shared.http.post("/v1/uploads", json=announced).json()["id"]
+    model_id = shared.http.get("/v1/models").json()["data"][-1]["id"]
+    with shared.database.write() as session:
+        third = accounts.create_project(session, "third").id
+    permissions = f"/v1/fine_tuning/checkpoints/{model_id}/permissions"
+    [permission] = shared.http.post(permissions, json={"project_ids": [third]}).json()["data"]
     [delivery] = shared.http.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries").json()["data"]
     with shared.database.write() as session:
         key = accounts.create_key(session, accounts.create_project(session, "second"), "test")
@@ -35,7 +40,8 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "file_id": file_id,
         "training_file": job["training_file"],
         "job_id": job["id"],
-        "model_id": shared.http.get("/v1/models").json()["data"][-1]["id"],
+        "model_id": model_id,
+        "permission_id": permission["id"],
         "eval_id": eval_id,
         "run_id": run["id"],
         "item_id": item["id"],
@@ -61,6 +67,8 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
             body = {"name": "mine now"}
         if (method, path) == ("POST", "/v1/evals/{eval_id}/runs"):
             body = run_body({"type": "file_content", "content": [{"item": {"prompt": "p", "completion": "c"}}]})
+        if path == "/v1/fine_tuning/checkpoints/{model_id}/permissions":
+            body = {"project_ids": ["proj_any"]}
         if path == "/v1/uploads/{upload_id}/complete":
             body = {"part_ids": ["part_1"]}
         if path == "/v1/webhook_endpoints/{endpoint_id}" and method == "POST":

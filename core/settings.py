@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="Attempts of a job before it fails with `worker_lost`.")
     cancel_grace_seconds: float = Field(20, gt=0, description="Time a child gets to stop before it is killed.")
+    stall_seconds: float = Field(
+        1800, gt=0, description="A child that makes no progress for so long is killed; that counts as an attempt."
+    )
 
     max_file_bytes: int = Field(512 * 2**20, gt=0, description="Largest upload.")
     max_line_bytes: int = Field(2**20, gt=0, description="Longest line of a dataset.")

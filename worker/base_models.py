@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +22,7 @@ from transformers import (
 from core.catalogue import BaseModelEntry, FolderModel, HubModel, WheelModel
 from core.errors import TrainingError
 from core.specs import Precision, PromptTemplate, QuantizationSpec
+from worker import pulse
 from worker.environment import device
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -97,6 +99,7 @@ def _fetch_from_hub(entry: HubModel, cache: Path) -> Path:
                 revision=entry.revision,
                 cache_dir=cache / "hub",
                 allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
+                tqdm_class=_Download,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -105,6 +108,18 @@ def _fetch_from_hub(entry: HubModel, cache: Path) -> Path:
             "Check the worker's network, accept the model's licence, and set HF_TOKEN.",
             code="model_unavailable",
         ) from error
+
+
+class _Download(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A download's progress, which is not shown but keeps the pulse."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})
+
+    def update(self, n: float | None = 1) -> None:
+        """Another piece has come."""
+        pulse.beat()
+        super().update(n)
 
 
 def load_tokenizer(entry: BaseModelEntry, cache: Path) -> PreTrainedTokenizerBase:

@@ -36,6 +36,8 @@ class Child:
                 env=env,
             )
         self.pid = self._process.pid
+        #: Lines that have come so far, taken or not.
+        self.lines_told = 0
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         self._over = False
         self._lock = threading.Lock()
@@ -112,6 +114,7 @@ class Child:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            self.lines_told += 1
             self._lines.put(line)
 
     def _wait(self) -> None:

@@ -230,6 +230,9 @@ class Attempt:
         if self._failed is not None:
             failed = self._failed
             return self._fail(TrainingError(storable(failed.message), param=failed.param, code=failed.code))
+        if self._heart.stop is Stop.STALLED:
+            stalled = f"it stalled: it made no progress for {self._settings.stall_seconds:g} seconds and was killed"
+            return self._hand_back(stalled, count_attempt=True)
         told_to_stop = exit_code in (ExitCode.STOPPED, -15, -9)
         if self._heart.stop is Stop.CANCELLED or (self._heart.stop is not None and told_to_stop):
             return self._stopped()

@@ -40,6 +40,7 @@ from worker.environment import (
     versions,
 )
 from worker.fast.model import FastModel, uncovered, uncovered_kind
+from worker.gpu_lock import hold_gpu
 from worker.model_report import model_report
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
@@ -112,7 +113,7 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
     resolved = data.resolved
 
     # 2. The base model in 4 bits, and a fresh adapter in float32.
-    if stop.asked:
+    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked) or stop.asked:
         return ExitCode.STOPPED
     wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
     lines.send(Event(message=_told(job.spec.model, loaded=bases.has(wanted))))
@@ -182,10 +183,7 @@ def fast_model(model: PeftModel, plan: RunningPlan) -> FastModel | None:
     now = plan.resolved.plan
     if not now.fast_path:
         return None
-    fast = FastModel(model, resident=now.resident)
-    for block, keep in zip(fast.blocks, now.keep_counts.by_block(), strict=True):
-        block.keep = keep
-    return fast
+    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident)
 
 
 def checkpoint_step(folder: Path | None) -> int:

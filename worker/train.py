@@ -183,10 +183,7 @@ def fast_model(model: PeftModel, plan: RunningPlan) -> FastModel | None:
     now = plan.resolved.plan
     if not now.fast_path:
         return None
-    fast = FastModel(model, resident=now.resident)
-    for block, keep in zip(fast.blocks, now.keep_counts.by_block(), strict=True):
-        block.keep = keep
-    return fast
+    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident)
 
 
 def checkpoint_step(folder: Path | None) -> int:

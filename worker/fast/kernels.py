@@ -26,31 +26,31 @@ def rms_norm_forward(x, x_stride, weight, out, out_stride, scale, width, eps, BL
 
 @triton.jit
 def rms_norm_backward(
-    grad,
-    grad_stride,
-    x,
-    x_stride,
-    weight,
-    scale,
-    residual,
-    residual_stride,
-    out,
-    out_stride,
-    width,
-    BLOCK: tl.constexpr,
-):
+    grad, grad_stride, x, x_stride, weight, scale, residual, residual_stride, out, out_stride, width,
+    inner, inner_stride, factors, scaled, extra,
+    RESIDUAL: tl.constexpr, EXTRA: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Beside it, the row of ``inner`` times the row's scale and ``factors``."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < width
     g = tl.load(grad + row * grad_stride + cols, mask, 0.0).to(tl.float32)
     v = tl.load(x + row * x_stride + cols, mask, 0.0).to(tl.float32)
     w = tl.load(weight + cols, mask, 0.0).to(tl.float32)
-    res = tl.load(residual + row * residual_stride + cols, mask, 0.0).to(tl.float32)
     r = tl.load(scale + row)
     g = g * w
     v = v * r
     c = tl.sum(g * v, 0) / width
-    tl.store(out + row * out_stride + cols, res + (g - v * c) * r, mask)
+    y = (g - v * c) * r
+    if RESIDUAL:
+        y += tl.load(residual + row * residual_stride + cols, mask, 0.0).to(tl.float32)
+    tl.store(out + row * out_stride + cols, y, mask)
+    if EXTRA > 0:
+        col = tl.arange(0, EXTRA)
+        inside = col < extra
+        value = tl.load(inner + row * inner_stride + col, inside, 0.0).to(tl.float32)
+        value = value * r * tl.load(factors + col, inside, 0.0)
+        tl.store(scaled + row * extra + col, value, inside)
 
 
 @triton.jit
@@ -81,18 +81,33 @@ def swiglu_forward(gate_up, gate_up_stride, out, out_stride, width, BLOCK: tl.co
 
 
 @triton.jit
-def swiglu_backward(grad, grad_stride, gate_up, gate_up_stride, product, product_stride, width, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = cols < width
-    d = tl.load(grad + row * grad_stride + cols, mask, 0.0).to(tl.float32)
-    at = gate_up + row * gate_up_stride + cols
-    g = tl.load(at, mask, 0.0).to(tl.float32)
-    u = tl.load(at + width, mask, 0.0).to(tl.float32)
-    s = tl.sigmoid(g)
-    tl.store(at, d * u * s * (1.0 + g * (1.0 - s)), mask)
-    tl.store(at + width, d * g * s, mask)
-    tl.store(product + row * product_stride + cols, g * s * u, mask)
+def swiglu_backward(
+    grad, grad_stride, gate_up, gate_up_stride, inner, inner_stride, partial, rows, width,
+    RANK: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A program takes some columns of ``CHUNK`` rows; ``partial`` [programs, RANK, width] is its inner^T @ product."""
+    cols = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = cols < width
+    if RANK > 0:
+        rank = tl.arange(0, RANK)
+        total = tl.zeros((RANK, COLUMNS), dtype=tl.float32)
+    for first in range(0, CHUNK, ROWS):
+        row = (tl.program_id(1) * CHUNK + first + tl.arange(0, ROWS)).to(tl.int64)
+        mask = (row < rows)[:, None] & inside[None, :]
+        d = tl.load(grad + row[:, None] * grad_stride + cols[None, :], mask, 0.0).to(tl.float32)
+        at = gate_up + row[:, None] * gate_up_stride + cols[None, :]
+        g = tl.load(at, mask, 0.0).to(tl.float32)
+        u = tl.load(at + width, mask, 0.0).to(tl.float32)
+        s = tl.sigmoid(g)
+        tl.store(at, d * u * s * (1.0 + g * (1.0 - s)), mask)
+        tl.store(at + width, d * g * s, mask)
+        if RANK > 0:
+            place = inner + row[None, :] * inner_stride + rank[:, None]
+            left = tl.load(place, (row < rows)[None, :], 0.0)
+            total += tl.dot(left, (g * s * u).to(left.dtype), input_precision="ieee")
+    if RANK > 0:
+        start = partial + (tl.program_id(1) * RANK + rank[:, None]).to(tl.int64) * width
+        tl.store(start + cols[None, :], total, inside[None, :])
 
 
 @triton.jit
@@ -126,6 +141,41 @@ def dequantize(
         inside = number < rows * rank
         value = tl.load(adapter + number, inside, 0.0)
         tl.store(out + (number // rank).to(tl.int64) * out_stride + column + number % rank, value, inside)
+
+
+@triton.jit
+def merge(
+    packed, absmax, code, absmax_code, absmax_scale, absmax_offset, out, out_stride, rows, in_features,
+    a, b, b_stride, rank, column,
+    NESTED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Base weights plus ``b`` [rows, rank] @ ``a`` [rank, in], and ``b`` once more from ``column`` on."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    rank_at = tl.arange(0, RANK)
+    inside = (row < rows)[:, None] & (rank_at < rank)[None, :]
+    left = tl.load(b + row[:, None] * b_stride + rank_at[None, :], inside, 0.0)
+    if tl.program_id(1) == 0:
+        tl.store(out + row[:, None] * out_stride + column + rank_at[None, :], left, inside)
+    first = tl.program_id(1) * COLUMNS
+    cols = first + tl.arange(0, COLUMNS)
+    right_mask = (rank_at < rank)[:, None] & (cols < in_features)[None, :]
+    right = tl.load(a + rank_at[:, None] * in_features + cols[None, :], right_mask, 0.0)
+    pair = tl.arange(0, COLUMNS // 2)
+    mask = (row < rows)[:, None] & (first + 2 * pair < in_features)[None, :]
+    place = row[:, None] * in_features + first + 2 * pair[None, :]
+    block = place // 64
+    if NESTED:
+        index = tl.load(absmax + block, mask, 0).to(tl.int32)
+        scale = tl.load(absmax_code + index) * tl.load(absmax_scale + block // 256, mask, 0.0)
+        scale += tl.load(absmax_offset)
+    else:
+        scale = tl.load(absmax + block, mask, 0.0)
+    byte = tl.load(packed + place // 2, mask, 0).to(tl.int32)
+    high = tl.load(code + (byte >> 4)) * scale
+    low = tl.load(code + (byte & 15)) * scale
+    value = tl.interleave(high, low) + tl.dot(left, right, input_precision="ieee")
+    whole = (row < rows)[:, None] & (cols < in_features)[None, :]
+    tl.store(out + row[:, None] * out_stride + cols[None, :], value, whole)
 
 
 @triton.jit

@@ -13,6 +13,10 @@ from worker.fast import reference
 _COLUMNS = 1024
 #: Quantization blocks of 64 weights in one program.
 _BLOCKS = 64
+#: Rows and columns that one pass of SwiGLU's backward program takes, and the rows of all its passes.
+_TILE, _CHUNK = (32, 128), 512
+#: Rows and columns of weights in one program that merges.
+_MERGED = (64, 128)
 
 
 def _power_of_2(number: int) -> int:
@@ -38,22 +42,41 @@ def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tens
     return scale
 
 
-def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
-    """Gradient at the norm's input [T, H] plus ``residual``, the gradient that went past the norm."""
+def rms_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    inner: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradient at the norm's input [T, H] plus ``residual``, the gradient that went past the norm.
+
+    With it, ``inner`` [T, extra] times each row's ``scale`` and each column's ``factors``: as ``x`` stands for its
+    norm, short of ``weight``, in the gradient of an adapter's A.
+    """
     if not x.is_cuda:
-        return reference.rms_norm_backward(grad, x, weight, scale, residual)
+        return reference.rms_norm_backward(grad, x, weight, scale, residual, inner, factors)
     from worker.fast import kernels  # noqa: PLC0415
 
     rows, width = x.shape
-    out = torch.empty_like(residual)
+    out = torch.empty(rows, width, dtype=grad.dtype, device=x.device)
+    extra = 0 if inner is None else inner.shape[1]
+    scaled = torch.empty(rows, extra, dtype=grad.dtype, device=x.device)
     block = _power_of_2(width)
     kernels.rms_norm_backward[(rows,)](
-        *(grad, grad.stride(0), x, x.stride(0), weight, scale, residual, residual.stride(0), out, out.stride(0)),
-        width,
+        *(grad, grad.stride(0), x, x.stride(0), weight, scale),
+        *((out, 0) if residual is None else (residual, residual.stride(0))),
+        *(out, out.stride(0), width),
+        *((out, 0, scale) if inner is None else (inner, inner.stride(0), factors)),
+        *(scaled, extra),
+        RESIDUAL=residual is not None,
+        EXTRA=_power_of_2(extra) if extra else 0,
         BLOCK=block,
         num_warps=_warps(block),
     )
-    return out
+    return out, scaled
 
 
 def rotate(source: Tensor, out: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> None:
@@ -88,19 +111,30 @@ def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
     kernels.swiglu_forward[grid](gate_up, gate_up.stride(0), out, out.stride(0), width, BLOCK=_COLUMNS, num_warps=4)
 
 
-def swiglu_backward_(grad: Tensor, gate_up: Tensor, product: Tensor) -> None:
-    """Turn ``gate_up`` [T, 2 I] into its gradient, and write silu(gate) * up to ``product`` once more."""
+def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor) -> Tensor:
+    """Turn ``gate_up`` [T, 2 I] into its gradient; returns ``inner``^T @ (silu(gate) * up) [extra, I] in float32.
+
+    ``inner`` is [T, extra]; the product silu(gate) * up never exists as a whole.
+    """
     if not gate_up.is_cuda:
-        reference.swiglu_backward_(grad, gate_up, product)
-        return
+        return reference.swiglu_backward_(grad, gate_up, inner)
     from worker.fast import kernels  # noqa: PLC0415
 
-    rows, width = len(gate_up), gate_up.shape[1] // 2
-    kernels.swiglu_backward[(rows, -(-width // _COLUMNS))](
-        *(grad, grad.stride(0), gate_up, gate_up.stride(0), product, product.stride(0), width),
-        BLOCK=_COLUMNS,
+    rows, width, extra = len(gate_up), gate_up.shape[1] // 2, inner.shape[1]
+    rank = max(16, _power_of_2(extra)) if extra else 0
+    if rank != extra:
+        raise ValueError(f"{extra} columns; a power of 2 from 16 on is needed")
+    chunks = -(-rows // _CHUNK)
+    partial = torch.empty(chunks, rank, width, dtype=torch.float32, device=grad.device)
+    kernels.swiglu_backward[(-(-width // _TILE[1]), chunks)](
+        *(grad, grad.stride(0), gate_up, gate_up.stride(0), inner, inner.stride(0), partial, rows, width),
+        RANK=rank,
+        CHUNK=_CHUNK,
+        ROWS=_TILE[0],
+        COLUMNS=_TILE[1],
         num_warps=4,
     )
+    return partial.sum(0)
 
 
 def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor | None = None, column: int = 0) -> None:
@@ -125,6 +159,30 @@ def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor |
         *(adapter if adapter is not None else out, rows, rank, column),
         NESTED=nested,
         BLOCK=_BLOCKS,
+        num_warps=4,
+    )
+
+
+def merge(packed: Tensor, state: QuantState, out: Tensor, a: Tensor, b: Tensor, column: int) -> None:
+    """Write 4-bit weights plus ``b`` [out, r] @ ``a`` [r, in] to ``out`` [out, …], and ``b`` from ``column`` on.
+
+    In ``out``'s type, rounded once. Blocks of 64 weights must not cross rows.
+    """
+    if not packed.is_cuda:
+        reference.merge(packed, state, out, a, b, column)
+        return
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, in_features = state.shape
+    nested = bool(state.nested)
+    kernels.merge[(-(-rows // _MERGED[0]), -(-in_features // _MERGED[1]))](
+        *(packed, state.absmax, state.code),
+        *((state.state2.code, state.state2.absmax, state.offset) if nested else (state.absmax,) * 3),
+        *(out, out.stride(0), rows, in_features, a, b, b.stride(0), len(a), column),
+        NESTED=nested,
+        RANK=max(16, _power_of_2(len(a))),
+        ROWS=_MERGED[0],
+        COLUMNS=_MERGED[1],
         num_warps=4,
     )
 

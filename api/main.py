@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from api import (
+    estimates,
     eval_runs,
     evals,
     files,
@@ -101,7 +102,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ],
     )
     install_error_handlers(app)
-    routes = (files, preflight, multipart_uploads, jobs, permissions, graders, models, eval_runs, evals, webhooks)
+    routes = (
+        files,
+        preflight,
+        multipart_uploads,
+        jobs,
+        estimates,
+        permissions,
+        graders,
+        models,
+        eval_runs,
+        evals,
+        webhooks,
+    )
     for part in (health, *routes):
         app.include_router(part.router)
     return app

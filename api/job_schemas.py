@@ -138,6 +138,8 @@ class FineTuningJob(Listed):
     trained_tokens: int | None
     training_file: str
     validation_file: str | None
+    #: In OpenAI's examples, not in its schema.
+    user_provided_suffix: str | None
     hone: HoneJob
 
 
@@ -187,6 +189,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
         trained_tokens=job.trained_tokens,
         training_file=spec.training_file,
         validation_file=spec.validation_file,
+        user_provided_suffix=spec.suffix,
         hone=HoneJob(
             lora=asked["lora"],
             quantization=asked["quantization"],
@@ -274,6 +277,7 @@ class StepObject(BaseModel):
     grad_norm: float | None
     tokens_per_second: float | None
     epoch: float | None
+    peak_memory: float | None
 
 
 class StepList(BaseModel):

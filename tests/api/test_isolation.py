@@ -48,6 +48,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "endpoint_id": endpoint["id"],
         "upload_id": upload_id,
         "delivery_id": delivery["id"],
+        "index": "0",
     }
 
 
@@ -85,7 +86,7 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
 def test_the_owner_still_has_everything(shared: Shared, theirs: dict[str, Any]):
     seen = 0
     for method, path in _routes(shared):
-        if method == "GET":
+        if method == "GET" and "/preflight" not in path:  # which an evaluation's file has none of
             assert shared.http.get(path.format(**theirs)).status_code == 200, path
             seen += 1
     assert seen >= 12
@@ -102,10 +103,10 @@ def test_lists_show_none_of_it(shared: Shared, theirs: dict[str, Any]):
 @pytest.mark.parametrize(
     ("path", "cursor"), [("/v1/files", "file_id"), ("/v1/fine_tuning/jobs", "job_id"), ("/v1/evals", "eval_id")]
 )
-def test_a_cursor_of_another_project_is_a_400(shared: Shared, theirs: dict[str, Any], path: str, cursor: str):
+def test_a_cursor_of_another_project_opens_nothing(shared: Shared, theirs: dict[str, Any], path: str, cursor: str):
+    # Any id that looks right is a cursor, for its row may have been deleted; what it leads to is the asker's own.
     answer = shared.http.get(path, params={"after": theirs[cursor]}, headers=theirs["headers"])
-    assert answer.status_code == 400
-    assert (error_of(answer)["param"], error_of(answer)["code"]) == ("after", "invalid_cursor")
+    assert (answer.status_code, answer.json()["data"]) == (200, [])
 
 
 def test_another_projects_things_can_not_be_named_in_a_body(shared: Shared, theirs: dict[str, Any]):

@@ -231,6 +231,10 @@ async def _prompts(api: Speaker, eval_id: str) -> None:
         (f"{turn}.content[](input_file)", [{"type": "input_file", "file_id": "file-1"}]),
         (f"{turn}.content[]", ["t"]),
         (
+            f"{turn}.content[](input_text).prompt_cache_breakpoint",
+            [{**TURN["content"], "prompt_cache_breakpoint": {"mode": "explicit"}}],
+        ),
+        (
             f"{turn}.content(input_text).prompt_cache_breakpoint",
             {**TURN["content"], "prompt_cache_breakpoint": {"mode": "explicit"}},
         ),

@@ -264,6 +264,7 @@ class StepObject(BaseModel):
     grad_norm: float | None
     tokens_per_second: float | None
     epoch: float | None
+    peak_memory: float | None
 
 
 class StepList(BaseModel):

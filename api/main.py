@@ -1,7 +1,11 @@
 """The application: routes, middleware, and what lives as long as the process."""
 
+import contextlib
+import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
 import uvicorn
 from anyio.to_thread import run_sync
@@ -9,6 +13,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from api import (
+    dashboard,
     eval_runs,
     evals,
     files,
@@ -100,19 +105,35 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Middleware(BodyLimit, max_body_bytes=chosen.max_body_bytes, max_file_bytes=chosen.max_file_bytes),
         ],
     )
+    app.state.stopping = threading.Event()  # streams look at it: they would hold a server that stops
     install_error_handlers(app)
     routes = (files, preflight, multipart_uploads, jobs, permissions, graders, models, eval_runs, evals, webhooks)
     for part in (health, *routes):
         app.include_router(part.router)
+    dashboard.install(app)
     return app
+
+
+class _Server(uvicorn.Server):
+    """Tells the streams when it is asked to stop: uvicorn waits for them before the lifespan ends."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal."""
+        self._stopping.set()
+        super().handle_exit(sig, frame)
 
 
 def serve() -> None:
     """Serve on the settings' host and port until SIGTERM."""
     configure_logging()
     settings = get_settings()
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -120,3 +141,8 @@ def serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=20,
     )
+    server = _Server(config, app.state.stopping)
+    with contextlib.suppress(KeyboardInterrupt):  # as uvicorn.run does: it raises the signal again when it is done
+        server.run()
+    if not server.started:
+        sys.exit(3)  # as uvicorn.run, whose supervisor this would be

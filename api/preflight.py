@@ -27,10 +27,10 @@ router = APIRouter(prefix="/v1/files", tags=["files"], route_class=StrictJsonRou
 _SHOWN_TOKENS = 4096
 
 ModelQuery = Annotated[str | None, Query(max_length=256, description="Base model; without, characters are counted.")]
-TemplateQuery = Annotated[Auto | PromptTemplate, Query(description="As hone.data.prompt_template.")]
-LengthQuery = Annotated[
-    Auto | Annotated[int, Query(ge=16, le=131_072)], Query(description="As hone.data.max_seq_length.")
+TemplateQuery = Annotated[
+    Literal["auto", "chat", "llama2", "alpaca", "none"], Query(description="As hone.data.prompt_template.")
 ]
+LengthQuery = Annotated[str, Query(pattern=r"^(auto|[0-9]{1,6})$", description="As hone.data.max_seq_length.")]
 SystemQuery = Annotated[str | None, Query(max_length=8192, description="As hone.data.system_prompt.")]
 FileQuery = Annotated[str | None, Query(max_length=64, description="Look for samples of this file as well.")]
 
@@ -106,17 +106,17 @@ def preflight(
     with parts.database.read() as session:
         file = _dataset(get_file(session, project_id, file_id), "file_id")
         other = validation_file and _dataset(get_file(session, project_id, validation_file), "validation_file")
-    asked = asked_of(file, model, template, system_prompt, other or None)
-    row = parts.preflights.look(asked)
+    length = _length(max_seq_length)
+    row = parts.preflights.look(asked_of(file, model, template, system_prompt, other or None))
     made = PreflightObject(
         file_id=file.id,
         status=row.status,
         model=model,
         template=row.found["template"] or template if row.found else template,
-        max_seq_length=max_seq_length,
+        max_seq_length=length,
         validation_file=validation_file,
         progress=_progress(parts, row, file),
-        report=_report(parts.cards, row, model, max_seq_length) if row.status == "completed" else None,
+        report=_report(parts.cards, row, model, length) if row.status == "completed" else None,
         error=PreflightError(message=row.error or "") if row.status == "failed" else None,
     )
     return Response(as_json(made), status_code=202 if row.status == "running" else 200, media_type="application/json")
@@ -135,6 +135,14 @@ def asked_of(
         validation_id=other.id if other else None,
         validation_key=other.storage_key if other else None,
     )
+
+
+def _length(text: str) -> Auto | int:
+    if text == "auto":
+        return "auto"
+    if not 16 <= int(text) <= 131_072:
+        raise InvalidRequestError("'max_seq_length': use \"auto\" or 16 to 131072.", param="max_seq_length")
+    return int(text)
 
 
 def _dataset(file: File, param: str) -> File:
@@ -186,7 +194,8 @@ def preview_sample(
     line, sample = _find_sample(parts, file, index)
     chosen = tokenizer.card.default_template if template == "auto" else template
     encoded = encode_sample(sample, chosen, tokenizer, system_prompt)
-    length: int | None = None if max_seq_length == "auto" else max_seq_length
+    asked = _length(max_seq_length)
+    length = None if asked == "auto" else asked
     if length is None and row is not None and row.status == "completed":
         cut = _report(parts.cards, row, model, "auto")["cut"]
         length = cut["max_seq_length"] if cut else None

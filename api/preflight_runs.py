@@ -12,7 +12,8 @@ from uuid import uuid4
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from api.base_cards import BaseCards, NoCardError
+from api.base_cards import BaseCards
+from core.card_making import NoCardError
 from core.logging import get_logger
 from core.preflight_child import Order
 from core.settings import Settings

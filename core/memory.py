@@ -10,7 +10,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from core.shape import ModelShape, targets
-from core.specs import LinearLayer, LoraSpec, Optimizer, QuantizationSpec
+from core.specs import LINEAR_LAYERS, LinearLayer, LoraSpec, Optimizer, QuantizationSpec
 
 Device = Literal["cuda", "cpu"]
 #: What a block keeps for its backward pass, as in worker.fast.block: all that is dear, that without the MLP's inner
@@ -159,7 +159,7 @@ def _dequantized_bytes(shape: ModelShape, setup: Setup, *, resident: bool) -> in
     """The fast path's weights with the adapters' columns: scratch for one block, or all blocks' own."""
     if not setup.fast_path:
         # One layer's at a time, made by bitsandbytes: the largest.
-        largest = max(inputs * outputs for inputs, outputs in map(shape.features, ("gate_proj", "q_proj")))
+        largest = max(inputs * outputs for inputs, outputs in map(shape.features, LINEAR_LAYERS))
         return 0 if setup.quantization.type == "none" else setup.value_bytes * largest
     block = 0
     for group in GROUPS:

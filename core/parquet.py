@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ _CHILD_BYTES = 4 * 2**30
 _CHILD_CPU_SECONDS = 1800
 #: Rows that are in memory at once.
 _BATCH = 256
+#: A file may unpack to so many times its size: text packs to a fifth or a tenth, a bomb to a twenty-thousandth.
+_MOST_RATIO = 50
+_LEAST_ALLOWED = 64 * 2**20
 
 
 def parquet_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[tuple[int, "bytes | LineError"]]:
@@ -86,12 +90,17 @@ def main(path: str, max_line_bytes: int) -> int:
         sys.stderr.write("the package pyarrow is not installed here\n")
         return 2
     try:
+        allowed = max(_LEAST_ALLOWED, _MOST_RATIO * Path(path).stat().st_size)
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
                 for row in batch.to_pylist():
                     # Cut like a line of text that is too long: the reader says so.
                     text = json.dumps(_plain(row), ensure_ascii=True, default=_no_json).encode()
                     sys.stdout.buffer.write(text[: max_line_bytes + 1] + b"\n")
+                    allowed -= len(text)
+                    if allowed < 0:
+                        sys.stderr.write(f"it unpacks to more than {_MOST_RATIO} times its size\n")
+                        return 2
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         os._exit(0)  # the reader has seen enough

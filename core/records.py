@@ -184,8 +184,9 @@ class _Text:
         try:
             fresh = self._decoder.decode(chunk or b"", self._ended)
         except UnicodeDecodeError as error:
-            self.line += self.text.count("\n", self.place)
-            raise _not_utf8(error.start) from None
+            before = error.object[: error.start]
+            self.line += self.text.count("\n", self.place) + before.count(b"\n")
+            raise _not_utf8(error.start - before.rfind(b"\n") - 1) from None
         self.text = self.text[self.place :] + fresh
         self.place = 0
         return not self._ended
@@ -307,6 +308,7 @@ class _CsvRows:
         #: Lines taken so far, and the bytes of the row at hand.
         self._taken = 0
         self._bytes = 0
+        self._begins = 1
         first = next((line for line in self._lines if line.strip()), "")
         self._begins = max(1, self._taken)
         # Strict: a quote that is never closed is an error, not the rest of the file as one cell.
@@ -328,9 +330,9 @@ class _CsvRows:
     def _checked(self, chunks: Iterable[bytes]) -> Iterator[str]:
         for number, raw in read_lines(chunks, self._limit):
             self._taken = number
-            self._bytes += len(raw)
-            if self._bytes > self._limit:
-                raise _AtLineError(number, _too_long(self._limit))
+            self._bytes += len(raw) + 1
+            if self._bytes > self._limit + 1:
+                raise _AtLineError(self._begins, _too_long(self._limit))
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

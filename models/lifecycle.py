@@ -264,9 +264,10 @@ def write_as(session: Session, claim: Claim, **values: Any) -> Job:
     return session.get_one(Job, claim.job_id)
 
 
-def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> Orders:
-    """Renew the lease and fetch orders. Raises LeaseLostError."""
-    job = write_as(session, claim, lease_expires_at=db_now() + lease_seconds)
+def heartbeat(session: Session, claim: Claim, lease_seconds: float, *, progressed: bool = False) -> Orders:
+    """Renew the lease, tell of progress, and fetch orders. Raises LeaseLostError."""
+    values: dict[str, Any] = {"last_progress_at": db_now()} if progressed else {}
+    job = write_as(session, claim, lease_expires_at=db_now() + lease_seconds, **values)
     return Orders(cancel=job.cancel_requested_at is not None, pause=job.pause_requested_at is not None)
 
 

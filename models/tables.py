@@ -40,6 +40,17 @@ class ApiKey(Base):
     revoked_at: Mapped[float | None]
 
 
+class DashboardSession(Base):
+    """A browser that signed in with a key: the SHA-256 of its cookie's 256 random bits. It ends with the key."""
+
+    __tablename__ = "dashboard_sessions"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[float] = _created_at()
+    expires_at: Mapped[float] = mapped_column(Double, index=True)
+
+
 class File(Base):
     """An uploaded or produced file. ``storage_key`` is Hone's; ``filename`` is only shown."""
 
@@ -183,6 +194,8 @@ class StepMetric(Base):
     grad_norm: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
     epoch: Mapped[float | None]
+    #: The most memory that the run has taken so far, in bytes: the GPU's, or without one the process's own.
+    peak_memory: Mapped[float | None]
 
 
 class Checkpoint(Base):

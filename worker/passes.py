@@ -23,9 +23,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Rows:
-    """A step's samples, for a step that must be cut again. No tensor, so that nothing moves it to a device."""
+    """A step's samples and the tokens by which they were cut. No tensor, so that nothing moves it to a device."""
 
     rows: list[Row]
+    tokens: int
 
 
 def split(rows: list[Row], limit: Limit) -> list[list[Row]]:
@@ -67,7 +68,7 @@ class StepCollator:
             "input_ids": whole["input_ids"],
             "labels": whole["labels"],
             "passes": self.passes(rows),
-            "rows": Rows(rows),
+            "rows": Rows(rows, self.limit.tokens),
         }
 
     def passes(self, rows: list[Row]) -> list[dict[str, Any]]:

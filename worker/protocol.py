@@ -13,6 +13,7 @@ from core.catalogue import BaseModelEntry
 from core.plan import MemoryPlan
 from core.resolve import Resolved
 from core.specs import EvaluationSpec, FineTuneSpec, PromptTemplate
+from worker import pulse
 
 
 class ExitCode(IntEnum):
@@ -118,6 +119,12 @@ class Progress(_Frozen):
     seconds_left: float | None = None
 
 
+class Alive(_Frozen):
+    """Nothing to tell but that work goes on (worker/pulse.py)."""
+
+    type: Literal["alive"] = "alive"
+
+
 class Answered(_Frozen):
     """An answer, told as it comes: an attempt that goes on need not generate it again."""
 
@@ -153,7 +160,7 @@ class Failed(_Frozen):
     param: str | None = None
 
 
-AnyLine = Event | Started | Replanned | Step | Saved | Progress | Answered | Graded | Done | Failed
+AnyLine = Event | Started | Replanned | Step | Saved | Progress | Answered | Graded | Alive | Done | Failed
 Line = Annotated[AnyLine, Field(discriminator="type")]
 _lines: TypeAdapter[Line] = TypeAdapter(Line)
 
@@ -177,9 +184,16 @@ class LineWriter:
             self._stream.write(text)
             self._stream.flush()
 
+    def write(self, line: bytes) -> None:
+        """Write a line that is not the protocol's own."""
+        self._stream.write(line.decode())
+        self._stream.flush()
+
 
 def take_stdout() -> LineWriter:
     """Keep standard output for the lines alone: what libraries print from here on goes to standard error."""
     stream = sys.stdout
     sys.stdout = sys.stderr
-    return LineWriter(stream)
+    lines = LineWriter(stream)
+    pulse.listen(lambda: lines.send(Alive()))
+    return lines

@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from core.resolve import Resolved
 from core.specs import FineTuneSpec, LoraSpec
+from worker import pulse
 from worker.checkpoints import write_manifest
 from worker.environment import device, random_state, seed_everything, set_random_state
 from worker.fast.model import FastModel
@@ -119,7 +120,9 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
         When the memory runs out the step is done again in a smaller way: nothing was changed by then but gradients.
         """
-        passes, rows = inputs["passes"], inputs["rows"].rows
+        rows = inputs["rows"].rows
+        fetched_before = inputs["rows"].tokens != self._plan.limit.tokens  # a step is fetched while another is trained
+        passes = self._collator.passes(rows) if fetched_before else inputs["passes"]
         state = random_state()
         while True:
             try:
@@ -149,6 +152,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean loss of the trained tokens: of the whole step's, where Trainer counted these."""
+        pulse.beat()  # once a pass, of training and of validation
         if self._fast is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, hits = self._fast.loss(inputs)

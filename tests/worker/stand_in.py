@@ -3,8 +3,9 @@
     python stand_in.py [MODE ...] -- INPUT.json OUT/
 
 Modes: steps=N, pause=SECONDS (a step), save=N (a checkpoint every N steps), crash=K (SIGKILL itself at step K, unless
-it resumed), crash-always, fail, hang (ignores SIGTERM), bare (no artifacts), torn (checkpoints that differ from their
-manifest), noise (lines that are no lines), hostile (texts that databases refuse).
+it resumed), stuck=K (says nothing more at step K, unless it resumed), alive=SECONDS (but has a pulse there),
+crash-always, fail, hang (ignores SIGTERM), bare (no artifacts), torn (checkpoints that differ from their manifest),
+noise (lines that are no lines), hostile (texts that databases refuse).
 """
 
 import csv
@@ -20,6 +21,7 @@ from core.resolve import Facts, resolve
 from core.shape import ModelShape
 from worker.checkpoints import write_manifest
 from worker.protocol import (
+    Alive,
     Done,
     EvaluationInput,
     Event,
@@ -84,6 +86,12 @@ class StandIn:
         for step in range(first + 1, self.total + 1):
             if "crash-always" in self.modes or (step == int(self.modes.get("crash", 0)) and not first):
                 os.kill(os.getpid(), signal.SIGKILL)
+            while step == int(self.modes.get("stuck", 0)) and not first:
+                time.sleep(float(self.modes.get("alive", 1)))
+                if "alive" in self.modes:
+                    self.lines.send(Alive())
+                if self.stopped:
+                    break
             self._step(step)
             if self.stopped:
                 self._save(step)

@@ -131,6 +131,7 @@ def test_every_step_has_its_figures(trained):
         if "train_loss" in line.metrics:
             assert set(line.metrics) == {
                 "train_loss", "train_accuracy", "learning_rate", "grad_norm", "epoch", "tokens_per_second",
+                "peak_memory",
             }  # fmt: skip
         assert all(math.isfinite(value) for value in line.metrics.values())
 

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with what QLoRA needs: float32 adapters, exact validation, sealed checkpoints."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
+        #: Called with a checkpoint's folder before it is sealed, to put more into it.
+        self.before_seal: list[Callable[[Path], None]] = []
         self._fast = fast
         if fast is not None:
             self.data_collator = collate
@@ -153,4 +156,6 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        for save in self.before_seal:
+            save(folder)
         write_manifest(folder, {"step": self.state.global_step})

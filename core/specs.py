@@ -114,6 +114,7 @@ class EvaluationDuringTrainingSpec(Spec):
         32, ge=1, le=1000, description="How many validation samples are answered: the first ones, always the same."
     )
     codebleu_max_tokens: int = Field(256, ge=1, le=4096, description="Longest of these answers, in tokens.")
+    codebleu_lang: Language = Field("python", description="What the answers are written in.")
     keep: Literal["last", "best_valid_loss", "best_codebleu"] = Field(
         "last", description="The step whose adapter is the result. Last: one epoch seldom overfits."
     )
@@ -122,6 +123,13 @@ class EvaluationDuringTrainingSpec(Spec):
         description="Stop when this has not improved for `patience` evaluations. Off: all steps are done.",
     )
     patience: int = Field(3, ge=1, le=1000, description="Evaluations in a row without improvement before it stops.")
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The option that needs validation data, or None."""
+        if self.codebleu_steps != "off":
+            return "codebleu_steps"
+        return "keep" if self.keep != "last" else "early_stopping" if self.early_stopping != "off" else None
 
     @model_validator(mode="after")
     def _codebleu_is_measured(self) -> "EvaluationDuringTrainingSpec":

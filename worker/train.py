@@ -45,6 +45,7 @@ from worker.model_report import model_report
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
 from worker.running_plan import RunningPlan
+from worker.selection import restore, watch
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
 from worker.trainer import QLoraTrainer, add_adapter, make_config
 
@@ -143,16 +144,24 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
     )
     forget_peak_memory()
     resume_step = checkpoint_step(job.resume_from)
+    selection, codebleu = watch(trainer, job.spec.hone.evaluation, data.sequences.validation, lines, job.resume_from)
     lines.send(Started(resolved=resolved, report=report, step=resume_step))
     if data.validation is not None and not resume_step:
         trainer.evaluate()  # step 0: the base model's own loss
 
     # 4. Training, from the start or from a checkpoint.
-    trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
-    if trainer.state.global_step < resolved.total_steps:
+    if job.resume_from and (resume_step >= resolved.total_steps or selection.has_stopped_before(job.resume_from)):
+        restore(trainer, job.resume_from)  # the attempt before had nothing left but the artifacts
+    else:
+        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    last = trainer.state.global_step
+    if last < resolved.total_steps and not selection.has_stopped(trainer.state.log_history):
         return ExitCode.STOPPED
-    if data.validation is not None and "valid_loss" not in progress.history[resolved.total_steps]:
+    if data.validation is not None and "valid_loss" not in progress.history[last]:
         trainer.evaluate()
+    if codebleu is not None:
+        codebleu.finish()
+    kept_step = selection.apply(model, trainer.state)
 
     # 5. The artifacts.
     report["run"] = {
@@ -160,6 +169,8 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
         "peak_memory": peak_memory(),
         "memory": plan.report(peak_memory()),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),
+        "last_step": last,
+        "kept_step": kept_step,
     }
     save(job, out / "artifacts", replace(data, resolved=plan.resolved), model, progress, report)
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))

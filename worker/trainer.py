@@ -114,6 +114,8 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
+        #: Called with a checkpoint's folder before it is sealed, to put more into it.
+        self.before_seal: list[Callable[[Path], None]] = []
         self._make_fast = make_fast
         self._fast = make_fast()
         self._plan = plan
@@ -281,4 +283,6 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        for save in self.before_seal:
+            save(folder)
         write_manifest(folder, {"step": self.state.global_step})

@@ -18,36 +18,33 @@ inside every loop around it, which is 2^n times in n loops. The same edges come 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from .language import Loaded
 from .limits import Limits, RefusedError
 from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Update
 from .tree import Flat
 
-#: A token's relation, and the tokens' names that it holds to.
-Edge = tuple[str, str, tuple[str, ...]]
+#: A token, its relation, and the names that it holds to: None for its own, which is what a token that is read holds to.
+Edge = tuple[str, str, tuple[str, ...] | None]
+#: An edge by numbers.
+Key = int | tuple[int, str, int]
 
-# What is left to do is a stack of (what, from, to); what it is for _RUN, nodes from and to.
-_RUN, _GIVE, _OPEN, _SHUT, _JOIN, _LEAVE = range(6)
+# What is left to do is a stack of (what, number, number). Tokens go by their place among the tree's stops.
+_RUN = 0  # the stops from, up to
+_GIVE = 1  # the gift
+_FORK = 2  # a branch begins; whether one of its ways is surely taken
+_OPEN, _SHUT, _JOIN = 3, 4, 5  # a way begins, ends; the branch ends
+_LEAVE = 6  # a loop ends
 _Task = tuple[int, int, int]
 
+#: Tokens that are given a value, the tokens that it is made from, and how.
+_Gift = tuple[list[int], list[int], str]
+#: A branch that is being run: whether one way is surely taken, and what each way changed, as name -> value.
+_Fork = tuple[bool, list[dict[str, int]]]
+#: What is known of a token: not read, read where its name holds nothing, read where it holds something.
+_UNREAD, _UNKNOWN, _KNOWN = 0, 1, 2
 
-@dataclass(frozen=True, slots=True)
-class _Gift:
-    """Tokens that are given a value, and the tokens that it is made from."""
-
-    takers: Sequence[int]
-    givers: Sequence[int]
-    relation: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Fork:
-    """A branch node that is being run: whether one way is surely taken, and what each changed, as name -> value."""
-
-    total: bool
-    ways: list[dict[str, int]]
+_CLAUSE = frozenset({"for_in_clause"})
 
 
 class NoFlowError(Exception):
@@ -55,29 +52,24 @@ class NoFlowError(Exception):
 
 
 class Flow:
-    """Follows the data of one text; ``names[i]`` is node i's token, None where it is none.
+    """Follows the data of one text; ``texts`` are those of the tree's stops, None for one that is no token.
 
     ``package``: as the package ``codebleu`` 0.7.0 does it where it departs from the rules. For Python only.
     """
 
     def __init__(
-        self, tree: Flat, names: Sequence[str | None], language: Loaded, limits: Limits, what: str, *, package: bool
+        self, tree: Flat, texts: Sequence[str | None], language: Loaded, limits: Limits, what: str, *, package: bool
     ) -> None:
-        self._tree, self._names, self._language, self._package = tree, names, language, package
+        self._tree, self._texts, self._language, self._package = tree, texts, language, package
         self._limits, self._what, self._left = limits, what, limits.steps
-        kinds, rules = tree.kinds, language.rules
-        self._tokens = [node for node, name in enumerate(names) if name is not None]
-        self._ruled: dict[int, Rule] = {
-            node: rule for node, kind in enumerate(kinds) if kind < len(rules) and (rule := rules[kind]) is not None
-        }
-        #: The nodes that do something: tokens, and nodes that have a rule.
-        self._stops = sorted([*self._tokens, *self._ruled])
+        self._todo: list[_Task] = [(_RUN, 0, len(texts))]
+        self._tasks: dict[int, list[_Task]] = {}  # of nodes with a rule, what to do, last first
         #: What a name holds: the token that gave it its value, or -1 - n for the join n.
         self._state: dict[str, int] = {}
         self._joins: list[tuple[int, ...]] = []
         self._joined = bytearray()  # joins that are read
-        self._kept = bytearray(len(kinds))  # tokens that another one comes from
-        self._read: dict[int, bool] = {}  # tokens that are read -> whether their name is ever known there
+        self._kept = bytearray(len(texts))  # tokens that another one comes from
+        self._read = bytearray(len(texts))
         self._gifts: list[_Gift] = []
         self._given: dict[int, int] = {}  # tokens that are given a value -> the gift
         self._looped: set[int] = set()  # gifts that are made in a loop
@@ -85,20 +77,20 @@ class Flow:
         self._forks: list[_Fork] = []
         self._loops = 0
         self._turned: set[int] = set()  # loops that were run
-        self._todo: list[_Task] = []
 
     def edges(self) -> list[Edge]:
         """The edges, in the order of their tokens.
 
         Raises NoFlowError (``package`` only), and RefusedError where following takes too many steps.
         """
-        self._todo.append((_RUN, 0, len(self._tree.kinds)))
         while self._todo:
-            what, start, end = self._todo.pop()
+            what, number, end = self._todo.pop()
             if what == _RUN:
-                self._run(start, end)
+                self._run(number, end)
             elif what == _GIVE:
-                self._give(start)
+                self._give(number)
+            elif what == _FORK:
+                self._forks.append((bool(number), []))
             elif what == _OPEN:
                 self._before.append({})
             elif what == _SHUT:
@@ -115,102 +107,132 @@ class Flow:
         if self._left < 0:
             raise RefusedError(f"the dataflow of {self._what} takes more than {self._limits.steps:,} steps")
 
-    def _tokens_in(self, node: int) -> list[int]:
-        tokens = self._tokens
-        found = tokens[bisect_left(tokens, node) : bisect_left(tokens, self._tree.last[node])]
-        self._spend(len(found))
-        return found
-
     def _set(self, name: str, value: int) -> None:
         if self._before:
             self._before[-1].setdefault(name, self._state.get(name))
         self._state[name] = value
 
-    # -- what is run
-
-    def _run(self, node: int, end: int) -> None:
+    def _run(self, start: int, end: int) -> None:
         """Read tokens in order, up to the first node that has a rule."""
-        stops, names, state, read = self._stops, self._names, self._state, self._read
-        first = position = bisect_left(stops, node)
-        while position < len(stops) and (node := stops[position]) < end:
-            position += 1
-            name = names[node]
+        texts, state, read, kept = self._texts, self._state, self._read, self._kept
+        for stop in range(start, end):
+            name = texts[stop]
             if name is None:
-                self._todo.append((_RUN, self._tree.last[node], end))
-                self._enter(node, self._ruled[node])
-                break
+                node = self._tree.stops[stop]
+                if self._tree.kinds[node] in self._language.rules:
+                    self._todo.append((_RUN, self._stop(self._tree.last[node], stop), end))
+                    self._enter(node)
+                    self._spend(stop - start)
+                    return
+                continue  # a token that the package takes for none
             value = state.get(name)
             if value is None:
-                read.setdefault(node, False)
-                if self._tree.kinds[node] in self._language.names:
-                    self._set(name, node)
+                if not read[stop]:
+                    read[stop] = _UNKNOWN
+                if self._tree.kinds[self._tree.stops[stop]] in self._language.names:
+                    self._set(name, stop)
             else:
-                read[node] = True
+                read[stop] = _KNOWN
                 if value >= 0:
-                    self._kept[value] = 1
+                    kept[value] = 1
                 else:
                     self._joined[-1 - value] = 1
-        self._spend(position - first + 1)
+        self._spend(end - start)
 
-    def _enter(self, node: int, rule: Rule) -> None:
-        """Put what a node's rule says on the stack."""
+    def _stop(self, node: int, low: int = 0) -> int:
+        """The place of the first stop at a node or after it."""
+        return bisect_left(self._tree.stops, node, low)
+
+    def _enter(self, node: int) -> None:
+        """Put what the rule of a node says on the stack."""
+        rule = self._language.rules[self._tree.kinds[node]]
+        tasks = self._tasks.get(node)
+        if tasks is None:
+            tasks = self._tasks[node] = self._what_to_do(node, rule)[::-1]
+        if isinstance(rule, Each | Repeat):
+            self._loops += 1
+            self._todo.append((_LEAVE, 0, 0))
+            if node not in self._turned:
+                self._turned.add(node)
+                self._todo += tasks
+        self._todo += tasks
+        self._spend(1)
+
+    def _what_to_do(self, node: int, rule: Rule) -> list[_Task]:
+        """What a rule says of a node; of a loop, for one turn."""
         match rule:
             case Assign():
-                tasks = self._assign(node, rule)
+                return self._assign(node, rule)
+            case Each():
+                return self._each(node, rule)
+            case Repeat():
+                return self._in_turn(self._tree.children(node))
             case Branch():
-                tasks = self._branch(node, rule)
-            case Each() | Repeat():
-                tasks = self._loop(node, rule)
+                return self._branch(node, rule)
             case First():
-                tasks = self._in_turn(self._sorted_by(node, rule.kinds))
+                wanted = self._language.ids(rule.kinds)
+                children = self._tree.children(node)
+                return self._in_turn(sorted(children, key=lambda child: self._tree.kinds[child] not in wanted))
             case Update():
-                tokens = self._tokens_in(node)
-                tasks = [self._gift(tokens, tokens, COMPUTED_FROM)]
-        self._todo += reversed(tasks)
+                tokens = self._tokens_in([node])
+                return [self._gift(tokens, tokens, COMPUTED_FROM)]
 
     def _in_turn(self, nodes: Sequence[int]) -> list[_Task]:
+        """Tasks to run nodes; those that follow one another in the text are one task."""
         self._spend(len(nodes))
-        return [(_RUN, node, self._tree.last[node]) for node in nodes]
+        tasks: list[_Task] = []
+        last = self._tree.last
+        for node in nodes:
+            start, end = self._stop(node), self._stop(last[node])
+            if tasks and tasks[-1][2] == start:
+                start = tasks.pop()[1]
+            if start < end:
+                tasks.append((_RUN, start, end))
+        return tasks
 
-    def _sorted_by(self, node: int, kinds: frozenset[str]) -> list[int]:
-        """A node's children, those of some kinds first."""
-        wanted = self._language.ids(kinds)
-        return sorted(self._tree.children(node), key=lambda child: self._tree.kinds[child] not in wanted)
+    def _tokens_in(self, nodes: Sequence[int]) -> list[int]:
+        texts, last = self._texts, self._tree.last
+        found = [
+            stop
+            for node in nodes
+            for stop in range(self._stop(node), self._stop(last[node]))
+            if texts[stop] is not None
+        ]
+        self._spend(len(found))
+        return found
 
     # -- assignments
 
     def _assign(self, node: int, rule: Assign) -> list[_Task]:
-        lefts, rights = self._side(node, rule.left), self._side(node, rule.right)
+        lefts, rights = self._sides(node, rule.left, rule.right)
         if not rights:
-            if rule.declares:
-                for token in (token for left in lefts for token in self._tokens_in(left)):
-                    self._read.setdefault(token, False)
-                    self._set(self._names[token] or "", token)
-            return [] if self._package or rule.declares else self._in_turn(self._tree.children(node))
+            declared = self._tokens_in(lefts) if rule.declares else []
+            return [self._gift(declared, [], COMES_FROM)] if declared else self._without_right(node)
         if self._package and not lefts:
             raise NoFlowError
-        sides = self._pairs(lefts, rights) if rule.pairs else None
-        gifts = self._gifts_of(lefts, rights, sides, rule.relation)
-        return self._in_turn(rights if sides is None else [right for _, right in sides]) + gifts
+        pairs = self._pairs(lefts, rights) if rule.pairs else None
+        if pairs is None:
+            return [*self._in_turn(rights), self._gift(self._tokens_in(lefts), self._tokens_in(rights), rule.relation)]
+        return self._one_by_one(pairs, rule.relation)
 
-    def _gifts_of(
-        self, lefts: list[int], rights: list[int], pairs: list[tuple[int, int]] | None, relation: str
-    ) -> list[_Task]:
-        if pairs is not None:
-            return [self._gift(self._tokens_in(left), self._tokens_in(right), relation) for left, right in pairs]
-        takers = [token for left in lefts for token in self._tokens_in(left)]
-        givers = [token for right in rights for token in self._tokens_in(right)]
-        return [self._gift(takers, givers, relation)]
+    def _one_by_one(self, pairs: list[tuple[int, int]], relation: str) -> list[_Task]:
+        gifts = [self._gift(self._tokens_in([left]), self._tokens_in([right]), relation) for left, right in pairs]
+        return self._in_turn([right for _, right in pairs]) + gifts
 
-    def _side(self, node: int, field: str) -> list[int]:
-        """A node's children under a field; the package takes one of them, and fails on none that it needs."""
-        number = self._language.fields.get(field)
-        fields = self._tree.fields
+    def _without_right(self, node: int) -> list[_Task]:
+        """``x: int`` gives no value; the package does not look at it."""
+        return [] if self._package else self._in_turn(self._tree.children(node))
+
+    def _sides(self, node: int, left: str, right: str) -> tuple[list[int], list[int]]:
+        """A node's children under two fields; the package takes one of each."""
+        fields, number = self._tree.fields, self._language.fields
         children = self._tree.children(node)
-        found = [child for child in children if fields[child] == number]
-        if self._package and self._language.kind_names[self._tree.kinds[node]] == "for_in_clause" and field == "right":
-            return children[-1:]
-        return found[:1] if self._package else found
+        lefts = [child for child in children if fields[child] == number[left]]
+        rights = [child for child in children if fields[child] == number[right]]
+        if self._package:
+            is_clause = self._tree.kinds[node] in self._language.ids(_CLAUSE)
+            return lefts[:1], children[-1:] if is_clause else rights[:1]
+        return lefts, rights
 
     def _pairs(self, lefts: list[int], rights: list[int]) -> list[tuple[int, int]] | None:
         """What is assigned item by item, or None where all is assigned to all."""
@@ -223,8 +245,7 @@ class Flow:
             return self._pairs_of_package(lefts[0], rights[0])
         if kinds[lefts[0]] not in lists or kinds[rights[0]] not in lists:
             return None
-        named = self._language.named
-        items = [[child for child in self._tree.children(side[0]) if named[kinds[child]]] for side in (lefts, rights)]
+        items = [self._tree.children(side[0]) for side in (lefts, rights)]
         return list(zip(*items, strict=True)) if len(items[0]) == len(items[1]) else None
 
     def _pairs_of_package(self, left: int, right: int) -> list[tuple[int, int]] | None:
@@ -243,42 +264,40 @@ class Flow:
             raise NoFlowError
         return list(zip(lefts, rights, strict=True))
 
-    def _gift(self, takers: Sequence[int], givers: Sequence[int], relation: str) -> _Task:
-        self._gifts.append(_Gift(takers, givers, relation))
+    def _gift(self, takers: list[int], givers: list[int], relation: str) -> _Task:
+        self._gifts.append((takers, givers, relation))
         return (_GIVE, len(self._gifts) - 1, 0)
 
     def _give(self, number: int) -> None:
-        gift = self._gifts[number]
+        takers, givers, relation = self._gifts[number]
         # A default value without any token, (), leaves no edge in the package, though the name is known from there.
-        silent = self._package and gift.relation == COMES_FROM and not gift.givers
+        silent = self._package and relation == COMES_FROM and not givers
         if self._loops:
             self._looped.add(number)
-        for token in gift.takers:
+        for token in takers:
             if not silent:
                 self._given[token] = number
-            self._set(self._names[token] or "", token)
-        if gift.takers:
-            for token in gift.givers:
+            self._set(self._texts[token] or "", token)
+        if takers:
+            for token in givers:
                 self._kept[token] = 1
+        self._spend(len(takers) + len(givers))
 
     # -- branches
 
     def _branch(self, node: int, rule: Branch) -> list[_Task]:
-        language, kinds = self._language, self._tree.kinds
-        children = self._tree.children(node)
-        alternatives, otherwise = language.ids(rule.alternatives), language.ids(rule.otherwise)
-        others = [child for child in children if kinds[child] in alternatives]
-        self._forks.append(_Fork(any(kinds[child] in otherwise for child in children), []))
+        kinds, children = self._tree.kinds, self._tree.children(node)
+        alternatives, otherwise = self._language.ids(rule.alternatives), self._language.ids(rule.otherwise)
         first = [child for child in children if kinds[child] not in alternatives]
-        tasks = [(_OPEN, 0, 0), *self._in_turn(first), (_SHUT, 0, 0)]
-        for child in others:
-            tasks += [(_OPEN, 0, 0), *self._in_turn([child]), (_SHUT, 0, 0)]
+        tasks: list[_Task] = [(_FORK, any(kinds[child] in otherwise for child in children), 0)]
+        for way in (first, *([child] for child in children if kinds[child] in alternatives)):
+            tasks += [(_OPEN, 0, 0), *self._in_turn(way), (_SHUT, 0, 0)]
         return [*tasks, (_JOIN, 0, 0)]
 
     def _shut(self) -> None:
         """End a way: keep what it changed, and take it back."""
         before, state = self._before.pop(), self._state
-        self._forks[-1].ways.append({name: state[name] for name in before})
+        self._forks[-1][1].append({name: state[name] for name in before})
         for name, value in before.items():
             if value is None:
                 del state[name]
@@ -288,14 +307,14 @@ class Flow:
 
     def _join(self) -> None:
         """A name that some way has changed may hold what any of them left it with."""
-        fork = self._forks.pop()
+        total, ways = self._forks.pop()
         values: dict[str, list[int]] = {}
-        for way in fork.ways:
+        for way in ways:
             for name, value in way.items():
                 values.setdefault(name, []).append(value)
         for name, found in values.items():
             before = self._state.get(name)
-            if before is not None and (len(found) < len(fork.ways) or not fork.total):
+            if before is not None and (len(found) < len(ways) or not total):
                 found.append(before)
             distinct = tuple(dict.fromkeys(found))
             if len(distinct) > 1:
@@ -306,22 +325,18 @@ class Flow:
 
     # -- loops
 
-    def _loop(self, node: int, rule: Each | Repeat) -> list[_Task]:
-        turns = 1 if node in self._turned else 2
-        self._turned.add(node)
-        self._loops += 1
-        turn = self._each(node, rule) if isinstance(rule, Each) else [(_RUN, node + 1, self._tree.last[node])]
-        return [*turn * turns, (_LEAVE, 0, 0)]
-
     def _each(self, node: int, rule: Each) -> list[_Task]:
-        lefts, rights = self._side(node, rule.left), self._side(node, rule.right)
+        lefts, rights = self._sides(node, rule.left, rule.right)
         pairs = self._pairs(lefts, rights) if self._package else None
-        head = self._in_turn(rights if pairs is None else [right for _, right in pairs])
-        head += self._gifts_of(lefts, rights, pairs, COMPUTED_FROM)
-        rest = [child for child in self._tree.children(node) if child not in (*lefts, *rights)]
+        if pairs is None:
+            gift = self._gift(self._tokens_in(lefts), self._tokens_in(rights), COMPUTED_FROM)
+            head = [*self._in_turn(rights), gift]
+        else:
+            head = self._one_by_one(pairs, COMPUTED_FROM)
+        rest = [child for child in self._tree.children(node) if child not in {*lefts, *rights}]
         if self._package:  # it runs the last child, if that is the body and not an else
-            kinds, names = self._tree.kinds, self._language.kind_names
-            rest = [child for child in rest[-1:] if kinds[child] < len(names) and names[kinds[child]] == "block"]
+            body = self._language.ids(frozenset({"block"}))
+            rest = [child for child in rest[-1:] if self._tree.kinds[child] in body]
         return head + self._in_turn(rest)
 
     # -- what came out
@@ -340,18 +355,22 @@ class Flow:
         """An edge for each token that comes from another, or that another comes from."""
         found: list[Edge] = []
         sources: dict[int, tuple[str, ...]] = {}
-        for token in self._tokens:
-            name, number = self._names[token] or "", self._given.get(token)
-            if number is not None:
-                gift = self._gifts[number]
-                if gift.givers or self._kept[token]:
+        kept, given, read = self._kept, self._given, self._read
+        for token, name in enumerate(self._texts):
+            if name is None:
+                continue
+            if token in given:
+                number = given[token]
+                _, givers, relation = self._gifts[number]
+                if givers or kept[token]:
                     if number not in sources:
                         sources[number] = self._source_names(number)
-                    found.append((name, gift.relation, sources[number]))
-            elif token in self._read:
-                known = self._read[token]
-                if known or self._kept[token]:
-                    found.append((name, COMES_FROM, (name,) if known else ()))
+                    own = relation == COMES_FROM and sources[number] == (name,)
+                    found.append((name, relation, None if own else sources[number]))
+            elif read[token] == _KNOWN:
+                found.append((name, COMES_FROM, None))
+            elif read[token] and kept[token]:
+                found.append((name, COMES_FROM, ()))
         return found
 
     def _source_names(self, number: int) -> tuple[str, ...]:
@@ -360,26 +379,29 @@ class Flow:
         The package puts them in the order of a set of strings, which changes with the hash seed, wherever it merges two
         edges: in loops and in default values. The order of the alphabet stands for it. Elsewhere it merges nothing.
         """
-        gift = self._gifts[number]
-        names = [self._names[token] or "" for token in gift.givers]
+        _, givers, relation = self._gifts[number]
+        names = [self._texts[token] or "" for token in givers]
         if not self._package:
             return tuple(dict.fromkeys(names))
-        merged = number in self._looped or (gift.relation == COMES_FROM and len(names) > 1)
+        merged = number in self._looped or (relation == COMES_FROM and len(names) > 1)
         return tuple(sorted(set(names))) if merged else tuple(names)
 
 
-def anonymous(edges: Sequence[Edge], numbers: dict[tuple[int, ...], int]) -> Counter[tuple[int, str, int]]:
+def anonymous(edges: Sequence[Edge], numbers: dict[tuple[int, ...], int]) -> Counter[Key]:
     """How often each edge is there when names are numbered in order of appearance, sources before what they make.
 
     ``numbers`` numbers lists of sources, for all the texts that are compared.
     """
     order: dict[str, int] = {}
     lists: dict[int, int] = {}  # a list that many edges share is numbered once
-    found: Counter[tuple[int, str, int]] = Counter()
+    found: list[Key] = []
     for name, relation, sources in edges:
-        number = lists.get(id(sources))
-        if number is None:
+        if sources is None:  # most of them: a key that is quick to make
+            found.append(order.setdefault(name, len(order)))
+            continue
+        number = lists.get(id(sources), -1)
+        if number < 0:
             listed = tuple([order.setdefault(source, len(order)) for source in sources])
             number = lists[id(sources)] = numbers.setdefault(listed, len(numbers))
-        found[order.setdefault(name, len(order)), relation, number] += 1
-    return found
+        found.append((order.setdefault(name, len(order)), relation, number))
+    return Counter(found)

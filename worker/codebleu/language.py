@@ -37,13 +37,14 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A table with its parser, and kinds and fields as the grammar's numbers; indexed by ``Node.kind_id``."""
+    """A table with its parser, and kinds and fields as the grammar's numbers."""
 
     table: Table
     parser: Parser
     kind_names: tuple[str, ...]
-    named: tuple[bool, ...]
-    rules: tuple[Rule | None, ...]
+    #: Kinds that are keywords, operators and brackets: the grammar's anonymous nodes.
+    signs: frozenset[int]
+    rules: Mapping[int, Rule]
     names: frozenset[int]
     strings: frozenset[int]
     comments: frozenset[int]
@@ -96,17 +97,14 @@ def loaded(table: Table) -> Loaded:
             raise UnsupportedLanguageError(f"{table.grammar} as installed has no {', '.join(sorted(missing))}")
         return frozenset(number for kind in wanted for number in kinds[kind] if named[number])
 
-    rules: list[Rule | None] = [None] * count
-    for kind, rule in table.rules.items():
-        for number in ids(frozenset({kind})):
-            rules[number] = rule
+    rules = {number: rule for kind, rule in table.rules.items() for number in ids(frozenset({kind}))}
     fields = {grammar.field_name_for_id(number) or "": number for number in range(1, grammar.field_count + 1)}
     return Loaded(
         table,
         Parser(grammar),
         names,
-        named,
-        tuple(rules),
+        frozenset(number for number in range(count) if not named[number]),
+        rules,
         ids(table.names),
         ids(table.strings),
         ids(table.comments),

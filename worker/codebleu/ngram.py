@@ -6,8 +6,9 @@ matched, 0.1 matches are counted (method 1 of Chen and Cherry 2014), as there.
 
 import math
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
 ORDERS = 4
 #: Weight of a word that is no keyword; a keyword's is 1 (section 3.1 of the paper: five times).
@@ -16,7 +17,7 @@ PLAIN_WEIGHT = 0.2
 _EPSILON = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Matches:
     """Counts of one sample for one of the two parts; those of a corpus are their sums."""
 
@@ -44,37 +45,59 @@ def bleu(samples: Sequence[Matches]) -> float:
     return brevity * math.exp(math.fsum(logs) / orders)
 
 
-def grams(words: Sequence[str]) -> list[Counter[tuple[str, ...]]]:
-    """How often each n-gram appears, for n = 1 to 4."""
-    return [Counter(zip(*(words[start:] for start in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
+class Words:
+    """Numbers of words, and n-grams as numbers: quicker to count than tuples of words, and the same for equal ones."""
+
+    def __init__(self, *texts: Sequence[str]) -> None:
+        numbers: dict[str, int] = {}
+        self._texts = [[numbers.setdefault(word, len(numbers)) for word in text] for text in texts]
+        self._base = len(numbers)
+        self.words = list(numbers)
+
+    def grams(self, text: int) -> list[Counter[int]]:
+        """How often each n-gram is in a text, for n = 1 to 4."""
+        words = self._texts[text]
+        found, base = [Counter(words)], self._base
+        longer = words
+        for n in range(1, ORDERS):
+            longer = [gram * base + word for gram, word in zip(longer, words[n:], strict=False)]
+            found.append(Counter(longer))
+        return found
+
+
+def _common(ours: Counter[int], theirs: Counter[int]) -> list[tuple[int, int]]:
+    """The n-grams of both, each as often as in the one that has it less often."""
+    return [(gram, min(ours[gram], theirs[gram])) for gram in ours.keys() & theirs.keys()]
+
+
+def _total(counts: Iterable[tuple[int, int]]) -> int:
+    return sum([count for _, count in counts])
+
+
+def _weigh(counts: Iterable[tuple[int, int]], words: Sequence[str], keywords: Set[str]) -> float:
+    """The sum of words' weights; a sum of whole numbers first, so that it does not depend on their order."""
+    marked = plain = 0
+    for word, count in counts:
+        if words[word] in keywords:
+            marked += count
+        else:
+            plain += count
+    return marked + PLAIN_WEIGHT * plain
 
 
 def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[str]) -> tuple[Matches, Matches]:
     """The plain and the weighted counts of a candidate against one reference."""
-    got, want = grams(candidate), grams(reference)
+    words = Words(candidate, reference)
+    got, want = words.grams(0), words.grams(1)
     common = [_common(ours, theirs) for ours, theirs in zip(got, want, strict=True)]
-    matched = [float(sum(entry.values())) for entry in common]
+    matched = [float(_total(entry)) for entry in common]
     total = [float(max(1, len(candidate) - n)) for n in range(ORDERS)]
     orders = min(ORDERS, max(1, len(candidate), len(reference)))
     lengths = len(candidate), len(reference)
     plain = Matches(tuple(matched), tuple(total), *lengths, orders)
-    first, of = weigh(common[0], keywords), weigh(got[0], keywords)
-    weighted = Matches((first, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
-    return plain, weighted
-
-
-def _common(
-    ours: Counter[tuple[str, ...]], theirs: Counter[tuple[str, ...]]
-) -> dict[tuple[str, ...], int]:
-    """The n-grams of both, each as often as in the one that has it less often."""
-    get = theirs.get
-    return {gram: min(count, most) for gram, count in ours.items() if (most := get(gram))}
-
-
-def weigh(counts: "dict[tuple[str, ...], int]", keywords: Set[str]) -> float:
-    """The sum of unigrams' weights. Exactly rounded, so that it does not depend on their order."""
-    marked = sum(count for (word,), count in counts.items() if word in keywords)
-    return marked + PLAIN_WEIGHT * (sum(counts.values()) - marked)
+    first = _weigh(common[0], words.words, keywords)
+    of = _weigh(got[0].items(), words.words, keywords)
+    return plain, Matches((first, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
 
 
 def compare_as_package(
@@ -85,20 +108,21 @@ def compare_as_package(
     Its weighted part is a recall: it divides by the reference's n-grams. And it takes each reference for one of two
     words when it looks for the one whose length is closest, so that no candidate of three words or more is too short.
     """
-    got, wants = grams(candidate), [grams(reference) for reference in references]
+    words = Words(candidate, *references)
+    got, wants = words.grams(0), [words.grams(number) for number in range(1, len(references) + 1)]
     matched, recalled, to_recall = [], [], []
     for n in range(ORDERS):
         commons = [_common(got[n], want[n]) for want in wants]
-        best: Counter[tuple[str, ...]] = Counter()
-        for common in commons:
-            best |= Counter(common)
-        matched.append(float(best.total()))
+        best: dict[int, int] = {}
+        for gram, count in chain.from_iterable(commons):
+            best[gram] = max(count, best.get(gram, 0))
+        matched.append(float(sum(best.values())))
         if n:
-            recalled.append(float(sum(sum(common.values()) for common in commons)))
+            recalled.append(float(sum(map(_total, commons))))
             to_recall.append(float(sum(max(1, want[n].total()) for want in wants)))
         else:
-            recalled.append(math.fsum(weigh(common, keywords) for common in commons))
-            to_recall.append(math.fsum(max(1.0, weigh(want[0], keywords)) for want in wants))
+            recalled.append(math.fsum(_weigh(common, words.words, keywords) for common in commons))
+            to_recall.append(math.fsum(max(1.0, _weigh(want[0].items(), words.words, keywords)) for want in wants))
     total = tuple(float(max(1, len(candidate) - n)) for n in range(ORDERS))
     closest = min((abs(len(reference) - len(candidate)), len(reference)) for reference in references)[1]
     plain = Matches(tuple(matched), total, len(candidate), closest)

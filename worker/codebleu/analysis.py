@@ -8,9 +8,9 @@ from tree_sitter import Tree
 
 from . import package
 from .dataflow import Flow, Key, NoFlowError, anonymous
-from .language import Loaded
+from .language import COMMENT, Loaded
 from .limits import Limits, encoded
-from .tree import Flat, Numbers, flatten
+from .tree import Numbers, Reading, read
 
 State = Literal["ok", "empty", "unparsable"]
 
@@ -41,20 +41,20 @@ def analyse(text: str, language: Loaded, limits: Limits, shared: Shared, what: s
     if opening and opening.strip() not in text:
         code, source = opening + text, opening.encode() + source
     tree = language.parser.parse(source)
-    flat = flatten(tree, source, language, shared.subtrees, limits, what, code_only=True)
-    edges = Flow(flat, _texts(code, source, flat), language, limits, what, package=False).edges()
-    state: State = "unparsable" if flat.has_error else "ok"
+    reading = read(tree, source, language, shared.subtrees, limits, what, code_only=True)
+    edges = Flow(reading, _texts(code, source, reading), language, limits, what, package=False).edges()
+    state: State = "unparsable" if reading.has_error else "ok"
     if not _has_code(tree, language):
         state = "empty"
-    return Analysis(state, text.split(), Counter(flat.subtrees), anonymous(edges, shared.sources))
+    return Analysis(state, text.split(), Counter(reading.subtrees), anonymous(edges, shared.sources))
 
 
 def _has_code(tree: Tree, language: Loaded) -> bool:
     """Whether there is anything but comments."""
-    return any(child.kind_id not in language.comments for child in tree.root_node.children)
+    return any(language.roles[child.kind_id] != COMMENT for child in tree.root_node.children)
 
 
-def _texts(text: str, source: bytes, tree: Flat) -> list[str | None]:
+def _texts(text: str, source: bytes, tree: Reading) -> list[str | None]:
     """The texts of a tree's stops; None for those that are no tokens."""
     if len(text) == len(source):  # ASCII: bytes are characters
         return [None if span is None else text[span[0] : span[1]] for span in tree.spans]
@@ -74,12 +74,12 @@ def analyse_as_package(
         if slow != code:
             code, source = slow, slow.encode()
             tree = language.parser.parse(source)
-    flat = flatten(tree, source, language, shared.subtrees, limits, what, code_only=False)
+    reading = read(tree, source, language, shared.subtrees, limits, what, code_only=False)
     try:
-        edges = Flow(flat, package.token_texts(code, source, flat, language), language, limits, what, package=True).edges()
+        edges = Flow(reading, package.token_texts(code, source, reading, language), language, limits, what, package=True).edges()
     except NoFlowError:
         edges = []
-    state: State = "unparsable" if flat.has_error else "ok"
+    state: State = "unparsable" if reading.has_error else "ok"
     if not _has_code(tree, language):
         state = "empty"
-    return Analysis(state, text.split(), Counter(flat.subtrees), anonymous(edges, shared.sources)), code
+    return Analysis(state, text.split(), Counter(reading.subtrees), anonymous(edges, shared.sources)), code

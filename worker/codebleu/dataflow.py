@@ -15,14 +15,13 @@ inside every loop around it, which is 2^n times in n loops. The same edges come 
   the first turn of this visit or the second of the first visit has not read.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
-from .language import Loaded
+from .language import LIST, STRING, Loaded
 from .limits import Limits, RefusedError
 from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Update
-from .tree import Flat
+from .tree import Child, Reading
 
 #: A token, its relation, and the names that it holds to: None for its own, which is what a token that is read holds to.
 Edge = tuple[str, str, tuple[str, ...] | None]
@@ -41,10 +40,11 @@ _Task = tuple[int, int, int]
 _Gift = tuple[list[int], list[int], str]
 #: A branch that is being run: whether one way is surely taken, and what each way changed, as name -> value.
 _Fork = tuple[bool, list[dict[str, int]]]
-#: What is known of a token: not read, read where its name holds nothing, read where it holds something.
-_UNREAD, _UNKNOWN, _KNOWN = 0, 1, 2
+#: What is known of a token that was read, in bits: where its name held nothing, and where it held something.
+_UNKNOWN, _KNOWN = 1, 3
+_LOOPS = (Each, Repeat)
 
-_CLAUSE = frozenset({"for_in_clause"})
+_CLAUSE, _BLOCK, _COMMA = frozenset({"for_in_clause"}), frozenset({"block"}), frozenset({","})
 
 
 class NoFlowError(Exception):
@@ -58,7 +58,7 @@ class Flow:
     """
 
     def __init__(
-        self, tree: Flat, texts: Sequence[str | None], language: Loaded, limits: Limits, what: str, *, package: bool
+        self, tree: Reading, texts: Sequence[str | None], language: Loaded, limits: Limits, what: str, *, package: bool
     ) -> None:
         self._tree, self._texts, self._language, self._package = tree, texts, language, package
         self._limits, self._what, self._left = limits, what, limits.steps
@@ -83,24 +83,55 @@ class Flow:
 
         Raises NoFlowError (``package`` only), and RefusedError where following takes too many steps.
         """
-        while self._todo:
-            what, number, end = self._todo.pop()
-            if what == _RUN:
-                self._run(number, end)
-            elif what == _GIVE:
-                self._give(number)
-            elif what == _FORK:
-                self._forks.append((bool(number), []))
-            elif what == _OPEN:
-                self._before.append({})
-            elif what == _SHUT:
-                self._shut()
-            elif what == _JOIN:
-                self._join()
-            else:
-                self._loops -= 1
+        self._follow()
         self._keep_joined()
         return self._edges()
+
+    def _follow(self) -> None:
+        """Do all that is to be done. Reading tokens stands here, not in a function: it is most of it."""
+        todo, texts, stops, ruled = self._todo, self._texts, self._tree.stops, self._tree.ruled
+        state, read, kept, known = self._state, self._read, self._kept, self._language.names
+        while todo:
+            what, number, end = todo.pop()
+            if what != _RUN:
+                self._do(what, number)
+                continue
+            self._left -= end - number
+            for stop in range(number, end):
+                name = texts[stop]
+                if name is None:
+                    if stops[stop] >= 0:
+                        continue  # a token that the package takes for none
+                    after = ruled[-1 - stops[stop]][1]
+                    self._left += end - after
+                    todo.append((_RUN, after, end))
+                    self._enter(-1 - stops[stop])
+                    break
+                value = state.get(name)
+                if value is None:
+                    read[stop] |= _UNKNOWN
+                    if stops[stop] in known:
+                        self._set(name, stop)
+                else:
+                    read[stop] = _KNOWN
+                    if value >= 0:
+                        kept[value] = 1
+                    else:
+                        self._joined[-1 - value] = 1
+
+    def _do(self, what: int, number: int) -> None:
+        if what == _GIVE:
+            self._give(number)
+        elif what == _OPEN:
+            self._before.append({})
+        elif what == _SHUT:
+            self._shut()
+        elif what == _FORK:
+            self._forks.append((bool(number), []))
+        elif what == _JOIN:
+            self._join()
+        else:
+            self._loops -= 1
 
     def _spend(self, steps: int) -> None:
         self._left -= steps
@@ -112,157 +143,117 @@ class Flow:
             self._before[-1].setdefault(name, self._state.get(name))
         self._state[name] = value
 
-    def _run(self, start: int, end: int) -> None:
-        """Read tokens in order, up to the first node that has a rule."""
-        texts, state, read, kept = self._texts, self._state, self._read, self._kept
-        for stop in range(start, end):
-            name = texts[stop]
-            if name is None:
-                node = self._tree.stops[stop]
-                if self._tree.kinds[node] in self._language.rules:
-                    self._todo.append((_RUN, self._stop(self._tree.last[node], stop), end))
-                    self._enter(node)
-                    self._spend(stop - start)
-                    return
-                continue  # a token that the package takes for none
-            value = state.get(name)
-            if value is None:
-                if not read[stop]:
-                    read[stop] = _UNKNOWN
-                if self._tree.kinds[self._tree.stops[stop]] in self._language.names:
-                    self._set(name, stop)
-            else:
-                read[stop] = _KNOWN
-                if value >= 0:
-                    kept[value] = 1
-                else:
-                    self._joined[-1 - value] = 1
-        self._spend(end - start)
-
-    def _stop(self, node: int, low: int = 0) -> int:
-        """The place of the first stop at a node or after it."""
-        return bisect_left(self._tree.stops, node, low)
-
-    def _enter(self, node: int) -> None:
+    def _enter(self, number: int) -> None:
         """Put what the rule of a node says on the stack."""
-        rule = self._language.rules[self._tree.kinds[node]]
-        tasks = self._tasks.get(node)
+        tasks = self._tasks.get(number)
+        kind, _, children = self._tree.ruled[number]
+        rule = self._language.rules[kind]
         if tasks is None:
-            tasks = self._tasks[node] = self._what_to_do(node, rule)[::-1]
-        if isinstance(rule, Each | Repeat):
+            tasks = self._tasks[number] = self._what_to_do(kind, children, rule)
+            tasks.reverse()
+        if isinstance(rule, _LOOPS):
             self._loops += 1
             self._todo.append((_LEAVE, 0, 0))
-            if node not in self._turned:
-                self._turned.add(node)
+            if number not in self._turned:
+                self._turned.add(number)
                 self._todo += tasks
         self._todo += tasks
-        self._spend(1)
+        self._spend(len(tasks))
 
-    def _what_to_do(self, node: int, rule: Rule) -> list[_Task]:
+    def _what_to_do(self, kind: int, children: Sequence[Child], rule: Rule) -> list[_Task]:
         """What a rule says of a node; of a loop, for one turn."""
-        match rule:
-            case Assign():
-                return self._assign(node, rule)
-            case Each():
-                return self._each(node, rule)
-            case Repeat():
-                return self._in_turn(self._tree.children(node))
-            case Branch():
-                return self._branch(node, rule)
-            case First():
-                wanted = self._language.ids(rule.kinds)
-                children = self._tree.children(node)
-                return self._in_turn(sorted(children, key=lambda child: self._tree.kinds[child] not in wanted))
-            case Update():
-                tokens = self._tokens_in([node])
-                return [self._gift(tokens, tokens, COMPUTED_FROM)]
+        if isinstance(rule, Assign):
+            return self._assign(kind, children, rule)
+        if isinstance(rule, Branch):
+            return self._branch(children, rule)
+        if isinstance(rule, Each):
+            return self._each(kind, children, rule)
+        if isinstance(rule, Repeat):
+            return self._in_turn(children)
+        if isinstance(rule, First):
+            wanted = self._language.ids(rule.kinds)
+            return self._in_turn(sorted(children, key=lambda child: child[0] not in wanted))
+        tokens = self._tokens_in(children)
+        return [self._gift(tokens, tokens, COMPUTED_FROM)]
 
-    def _in_turn(self, nodes: Sequence[int]) -> list[_Task]:
+    def _in_turn(self, nodes: Sequence[Child]) -> list[_Task]:
         """Tasks to run nodes; those that follow one another in the text are one task."""
-        self._spend(len(nodes))
         tasks: list[_Task] = []
-        last = self._tree.last
-        for node in nodes:
-            start, end = self._stop(node), self._stop(last[node])
+        for _, _, start, end, _ in nodes:
             if tasks and tasks[-1][2] == start:
-                start = tasks.pop()[1]
+                start = tasks.pop()[1]  # noqa: PLW2901 - the task is to begin where the one before begins
             if start < end:
                 tasks.append((_RUN, start, end))
+        self._spend(len(nodes))
         return tasks
 
-    def _tokens_in(self, nodes: Sequence[int]) -> list[int]:
-        texts, last = self._texts, self._tree.last
-        found = [
-            stop
-            for node in nodes
-            for stop in range(self._stop(node), self._stop(last[node]))
-            if texts[stop] is not None
-        ]
+    def _tokens_in(self, nodes: Sequence[Child]) -> list[int]:
+        texts = self._texts
+        found = [stop for _, _, start, end, _ in nodes for stop in range(start, end) if texts[stop] is not None]
         self._spend(len(found))
         return found
 
     # -- assignments
 
-    def _assign(self, node: int, rule: Assign) -> list[_Task]:
-        lefts, rights = self._sides(node, rule.left, rule.right)
+    def _assign(self, kind: int, children: Sequence[Child], rule: Assign) -> list[_Task]:
+        lefts, rights = self._sides(kind, children, rule.left, rule.right)
         if not rights:
-            declared = self._tokens_in(lefts) if rule.declares else []
-            return [self._gift(declared, [], COMES_FROM)] if declared else self._without_right(node)
+            if rule.declares:
+                return [self._gift(self._tokens_in(lefts), [], COMES_FROM)]
+            return [] if self._package else self._in_turn(children)  # x: int
         if self._package and not lefts:
             raise NoFlowError
-        pairs = self._pairs(lefts, rights) if rule.pairs else None
-        if pairs is None:
-            return [*self._in_turn(rights), self._gift(self._tokens_in(lefts), self._tokens_in(rights), rule.relation)]
-        return self._one_by_one(pairs, rule.relation)
+        return self._make(lefts, rights, self._pairs(lefts, rights) if rule.pairs else None, rule.relation)
 
-    def _one_by_one(self, pairs: list[tuple[int, int]], relation: str) -> list[_Task]:
+    def _make(
+        self, lefts: list[Child], rights: list[Child], pairs: list[tuple[Child, Child]] | None, relation: str
+    ) -> list[_Task]:
+        """Run the right side, then give to the left."""
+        if pairs is None:
+            return [*self._in_turn(rights), self._gift(self._tokens_in(lefts), self._tokens_in(rights), relation)]
         gifts = [self._gift(self._tokens_in([left]), self._tokens_in([right]), relation) for left, right in pairs]
         return self._in_turn([right for _, right in pairs]) + gifts
 
-    def _without_right(self, node: int) -> list[_Task]:
-        """``x: int`` gives no value; the package does not look at it."""
-        return [] if self._package else self._in_turn(self._tree.children(node))
-
-    def _sides(self, node: int, left: str, right: str) -> tuple[list[int], list[int]]:
+    def _sides(
+        self, kind: int, children: Sequence[Child], left: str, right: str
+    ) -> tuple[list[Child], list[Child]]:
         """A node's children under two fields; the package takes one of each."""
-        fields, number = self._tree.fields, self._language.fields
-        children = self._tree.children(node)
-        lefts = [child for child in children if fields[child] == number[left]]
-        rights = [child for child in children if fields[child] == number[right]]
+        one, other = self._language.fields[left], self._language.fields[right]
+        lefts = [child for child in children if child[1] == one]
+        rights = [child for child in children if child[1] == other]
         if self._package:
-            is_clause = self._tree.kinds[node] in self._language.ids(_CLAUSE)
-            return lefts[:1], children[-1:] if is_clause else rights[:1]
+            is_clause = kind in self._language.ids(_CLAUSE)
+            return lefts[:1], list(children[-1:]) if is_clause else rights[:1]
         return lefts, rights
 
-    def _pairs(self, lefts: list[int], rights: list[int]) -> list[tuple[int, int]] | None:
+    def _pairs(self, lefts: list[Child], rights: list[Child]) -> list[tuple[Child, Child]] | None:
         """What is assigned item by item, or None where all is assigned to all."""
         if len(lefts) != 1 or len(rights) != 1:
             if self._package:
                 raise NoFlowError
             return None
-        kinds, lists = self._tree.kinds, self._language.lists
+        roles, (left, right) = self._language.roles, (lefts[0], rights[0])
+        items, values = left[4] or (), right[4] or ()
         if self._package:
-            return self._pairs_of_package(lefts[0], rights[0])
-        if kinds[lefts[0]] not in lists or kinds[rights[0]] not in lists:
+            return self._pairs_of_package(left[0], right[0], items, values)
+        if len(items) != len(values) or roles[left[0]] != LIST or roles[right[0]] != LIST:
             return None
-        items = [self._tree.children(side[0]) for side in (lefts, rights)]
-        return list(zip(*items, strict=True)) if len(items[0]) == len(items[1]) else None
+        return list(zip(items, values, strict=True))
 
-    def _pairs_of_package(self, left: int, right: int) -> list[tuple[int, int]] | None:
+    def _pairs_of_package(
+        self, left: int, right: int, items: Sequence[Child], values: Sequence[Child]
+    ) -> list[tuple[Child, Child]] | None:
         """The package pairs the children of whatever stands on both sides: ``self`` and ``y`` in ``self.x = y.z``.
 
         A string's children are unknown to it, and it gives the text's dataflow up: ``self.x = "abc"`` has none.
         """
-        kinds, names = self._tree.kinds, self._language.kind_names
-        lefts, rights = (
-            [child for child in self._tree.children(side) if kinds[child] >= len(names) or names[kinds[child]] != ","]
-            for side in (left, right)
-        )
-        if not lefts or len(lefts) != len(rights):
+        commas, roles = self._language.ids(_COMMA), self._language.roles
+        items, values = ([child for child in side if child[0] not in commas] for side in (items, values))
+        if not items or len(items) != len(values):
             return None
-        if kinds[left] in self._language.strings or kinds[right] in self._language.strings:
+        if STRING in {roles[left], roles[right]}:
             raise NoFlowError
-        return list(zip(lefts, rights, strict=True))
+        return list(zip(items, values, strict=True))
 
     def _gift(self, takers: list[int], givers: list[int], relation: str) -> _Task:
         self._gifts.append((takers, givers, relation))
@@ -285,12 +276,12 @@ class Flow:
 
     # -- branches
 
-    def _branch(self, node: int, rule: Branch) -> list[_Task]:
-        kinds, children = self._tree.kinds, self._tree.children(node)
+    def _branch(self, children: Sequence[Child], rule: Branch) -> list[_Task]:
         alternatives, otherwise = self._language.ids(rule.alternatives), self._language.ids(rule.otherwise)
-        first = [child for child in children if kinds[child] not in alternatives]
-        tasks: list[_Task] = [(_FORK, any(kinds[child] in otherwise for child in children), 0)]
-        for way in (first, *([child] for child in children if kinds[child] in alternatives)):
+        ways = [[child for child in children if child[0] not in alternatives]]
+        ways += [[child] for child in children if child[0] in alternatives]
+        tasks: list[_Task] = [(_FORK, any(child[0] in otherwise for child in children), 0)]
+        for way in ways:
             tasks += [(_OPEN, 0, 0), *self._in_turn(way), (_SHUT, 0, 0)]
         return [*tasks, (_JOIN, 0, 0)]
 
@@ -325,19 +316,15 @@ class Flow:
 
     # -- loops
 
-    def _each(self, node: int, rule: Each) -> list[_Task]:
-        lefts, rights = self._sides(node, rule.left, rule.right)
+    def _each(self, kind: int, children: Sequence[Child], rule: Each) -> list[_Task]:
+        lefts, rights = self._sides(kind, children, rule.left, rule.right)
         pairs = self._pairs(lefts, rights) if self._package else None
-        if pairs is None:
-            gift = self._gift(self._tokens_in(lefts), self._tokens_in(rights), COMPUTED_FROM)
-            head = [*self._in_turn(rights), gift]
-        else:
-            head = self._one_by_one(pairs, COMPUTED_FROM)
-        rest = [child for child in self._tree.children(node) if child not in {*lefts, *rights}]
+        head = self._make(lefts, rights, pairs, COMPUTED_FROM)
         if self._package:  # it runs the last child, if that is the body and not an else
-            body = self._language.ids(frozenset({"block"}))
-            rest = [child for child in rest[-1:] if self._tree.kinds[child] in body]
-        return head + self._in_turn(rest)
+            body = self._language.ids(_BLOCK)
+            return head + self._in_turn([child for child in children[-1:] if child[0] in body])
+        sides = {self._language.fields[rule.left], self._language.fields[rule.right]}
+        return head + self._in_turn([child for child in children if child[1] not in sides])
 
     # -- what came out
 

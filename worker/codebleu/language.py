@@ -11,6 +11,14 @@ from tree_sitter import Parser
 from .rules import Rule, Rules
 
 
+#: What tree-sitter calls a node that it could make nothing of; the highest number of a kind.
+ERROR = 65_535
+
+# What a kind is to the reading of a tree. A sign is a keyword, an operator or a bracket: an anonymous node.
+# Of the kinds from RULED on, the children matter: a list is what an assignment may pair off.
+PLAIN, SIGN, COMMENT, RULED, STRING, DOC, LIST = range(7)
+
+
 @dataclass(frozen=True)
 class Table:
     """What is to be said of one language; ``languages/`` holds one a module. Kinds are names of the grammar's nodes."""
@@ -42,14 +50,10 @@ class Loaded:
     table: Table
     parser: Parser
     kind_names: tuple[str, ...]
-    #: Kinds that are keywords, operators and brackets: the grammar's anonymous nodes.
-    signs: frozenset[int]
+    #: What each kind is, one byte for every number that there can be.
+    roles: bytes
     rules: Mapping[int, Rule]
     names: frozenset[int]
-    strings: frozenset[int]
-    comments: frozenset[int]
-    string_statements: frozenset[int]
-    lists: frozenset[int]
     fields: Mapping[str, int]
     kinds: Mapping[str, frozenset[int]] = field(repr=False)
     _ids: dict[frozenset[str], frozenset[int]] = field(default_factory=dict, repr=False)
@@ -98,18 +102,26 @@ def loaded(table: Table) -> Loaded:
         return frozenset(number for kind in wanted for number in kinds[kind] if named[number])
 
     rules = {number: rule for kind, rule in table.rules.items() for number in ids(frozenset({kind}))}
+    roles = bytearray(ERROR + 1)
+    signs = frozenset(number for number in range(count) if not named[number])
+    for role, numbers in (
+        (SIGN, signs),
+        (RULED, frozenset(rules)),
+        (COMMENT, ids(table.comments)),
+        (STRING, ids(table.strings)),
+        (DOC, ids(table.string_statements)),
+        (LIST, ids(table.lists)),
+    ):
+        for number in numbers:
+            roles[number] = role
     fields = {grammar.field_name_for_id(number) or "": number for number in range(1, grammar.field_count + 1)}
     return Loaded(
         table,
         Parser(grammar),
         names,
-        frozenset(number for number in range(count) if not named[number]),
+        bytes(roles),
         rules,
         ids(table.names),
-        ids(table.strings),
-        ids(table.comments),
-        ids(table.string_statements),
-        ids(table.lists),
         fields,
         kinds,
     )

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain
 
 ORDERS = 4
 #: Weight of a word that is no keyword; a keyword's is 1 (section 3.1 of the paper: five times).
@@ -50,28 +49,34 @@ class Words:
 
     def __init__(self, *texts: Sequence[str]) -> None:
         numbers: dict[str, int] = {}
-        self._texts = [[numbers.setdefault(word, len(numbers)) for word in text] for text in texts]
+        put = numbers.setdefault
+        self._texts = [[put(word, len(numbers)) for word in text] for text in texts]
         self._base = len(numbers)
         self.words = list(numbers)
 
-    def grams(self, text: int) -> list[Counter[int]]:
-        """How often each n-gram is in a text, for n = 1 to 4."""
-        words = self._texts[text]
-        found, base = [Counter(words)], self._base
-        longer = words
+    def grams(self, text: int) -> list[list[int]]:
+        """The n-grams of a text, for n = 1 to 4."""
+        words, base = self._texts[text], self._base
+        found = [words]
         for n in range(1, ORDERS):
-            longer = [gram * base + word for gram, word in zip(longer, words[n:], strict=False)]
-            found.append(Counter(longer))
+            found.append([gram * base + word for gram, word in zip(found[-1], words[n:], strict=False)])
         return found
 
 
-def _common(ours: Counter[int], theirs: Counter[int]) -> list[tuple[int, int]]:
+def _common(ours: list[int], theirs: list[int]) -> dict[int, int]:
     """The n-grams of both, each as often as in the one that has it less often."""
-    return [(gram, min(ours[gram], theirs[gram])) for gram in ours.keys() & theirs.keys()]
+    count, most = Counter(ours), Counter(theirs)
+    return {gram: min(count[gram], most[gram]) for gram in count.keys() & most.keys()}
 
 
-def _total(counts: Iterable[tuple[int, int]]) -> int:
-    return sum([count for _, count in counts])
+def _matches(ours: list[int], theirs: list[int]) -> int:
+    """How many n-grams they have in common, each counted as often as in the one that has it less often."""
+    one, other = set(ours), set(theirs)
+    once = len(one & other)
+    if len(one) == len(ours) or len(other) == len(theirs):  # no n-gram twice: often so from three words on
+        return once
+    count, most = Counter(ours), Counter(theirs)
+    return once + sum([min(n, most[gram]) - 1 for gram, n in count.items() if n > 1 and gram in most])
 
 
 def _weigh(counts: Iterable[tuple[int, int]], words: Sequence[str], keywords: Set[str]) -> float:
@@ -89,15 +94,15 @@ def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[st
     """The plain and the weighted counts of a candidate against one reference."""
     words = Words(candidate, reference)
     got, want = words.grams(0), words.grams(1)
-    common = [_common(ours, theirs) for ours, theirs in zip(got, want, strict=True)]
-    matched = [float(_total(entry)) for entry in common]
-    total = [float(max(1, len(candidate) - n)) for n in range(ORDERS)]
+    first = _common(got[0], want[0])
+    matched = [sum(first.values()), *(_matches(got[n], want[n]) for n in range(1, ORDERS))]
+    total = [max(1, len(candidate) - n) for n in range(ORDERS)]
     orders = min(ORDERS, max(1, len(candidate), len(reference)))
     lengths = len(candidate), len(reference)
     plain = Matches(tuple(matched), tuple(total), *lengths, orders)
-    first = _weigh(common[0], words.words, keywords)
-    of = _weigh(got[0].items(), words.words, keywords)
-    return plain, Matches((first, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
+    weight = _weigh(first.items(), words.words, keywords)
+    of = _weigh(Counter(got[0]).items(), words.words, keywords)
+    return plain, Matches((weight, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
 
 
 def compare_as_package(
@@ -112,18 +117,26 @@ def compare_as_package(
     got, wants = words.grams(0), [words.grams(number) for number in range(1, len(references) + 1)]
     matched, recalled, to_recall = [], [], []
     for n in range(ORDERS):
-        commons = [_common(got[n], want[n]) for want in wants]
-        best: dict[int, int] = {}
-        for gram, count in chain.from_iterable(commons):
-            best[gram] = max(count, best.get(gram, 0))
-        matched.append(float(sum(best.values())))
-        if n:
-            recalled.append(float(sum(map(_total, commons))))
-            to_recall.append(float(sum(max(1, want[n].total()) for want in wants)))
+        if len(wants) == 1 and n:
+            matched.append(_matches(got[n], wants[0][n]))
+            recalled.append(float(matched[-1]))
         else:
-            recalled.append(math.fsum(_weigh(common, words.words, keywords) for common in commons))
-            to_recall.append(math.fsum(max(1.0, _weigh(want[0].items(), words.words, keywords)) for want in wants))
-    total = tuple(float(max(1, len(candidate) - n)) for n in range(ORDERS))
+            commons = [_common(got[n], want[n]) for want in wants]
+            matched.append(_most(commons))
+            weights = [_weigh(common.items(), words.words, keywords) for common in commons] if not n else None
+            recalled.append(math.fsum(weights or (sum(common.values()) for common in commons)))
+        to_recall.append(float(sum(max(1, len(want[n])) for want in wants)))
+    to_recall[0] = math.fsum(max(1.0, _weigh(Counter(want[0]).items(), words.words, keywords)) for want in wants)
+    total = tuple(max(1, len(candidate) - n) for n in range(ORDERS))
     closest = min((abs(len(reference) - len(candidate)), len(reference)) for reference in references)[1]
     plain = Matches(tuple(matched), total, len(candidate), closest)
     return plain, Matches(tuple(recalled), tuple(to_recall), len(candidate), 2)
+
+
+def _most(commons: Sequence[dict[int, int]]) -> int:
+    """How many n-grams are matched when each counts as often as in the reference that has it most often."""
+    best: dict[int, int] = {}
+    for common in commons:
+        for gram, count in common.items():
+            best[gram] = max(count, best.get(gram, 0))
+    return sum(best.values())

@@ -10,8 +10,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from io import StringIO
 
-from .language import Loaded
-from .tree import ERROR, Flat
+from .language import ERROR, Loaded
+from .tree import Reading
 
 #: What decides how a line is read; all else is copied.
 _MARK = re.compile(r"[#'\"()\[\]{}\\\n]")
@@ -157,7 +157,7 @@ def _continued(text: str, position: int, copied: int, parts: list[str]) -> int:
     return following
 
 
-def token_texts(text: str, source: bytes, tree: Flat, language: Loaded) -> list[str | None]:
+def token_texts(text: str, source: bytes, tree: Reading, language: Loaded) -> list[str | None]:
     """The texts of a tree's stops as the package cuts them out: one over several lines without its line breaks.
 
     It takes columns, which are bytes, for characters; after a character of several bytes it cuts in the wrong place.
@@ -166,9 +166,8 @@ def token_texts(text: str, source: bytes, tree: Flat, language: Loaded) -> list[
     kind_names = language.kind_names
     cut = _cutter(text, source)
     texts: list[str | None] = []
-    for node, span in zip(tree.stops, tree.spans, strict=True):
+    for kind, span in zip(tree.stops, tree.spans, strict=True):
         found = None if span is None else cut(*span)
-        kind = tree.kinds[node]
         texts.append(None if found == ("ERROR" if kind == ERROR else kind_names[kind]) else found)
     return texts
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from tree_sitter import Language as Grammar
 from tree_sitter import Parser
 
-from .rules import Rule, Rules
+from .rules import First, Rule, Rules
 
 
 #: What tree-sitter calls a node that it could make nothing of; the highest number of a kind.
@@ -102,6 +102,8 @@ def loaded(table: Table) -> Loaded:
         return frozenset(number for kind in wanted for number in kinds[kind] if named[number])
 
     rules = {number: rule for kind, rule in table.rules.items() for number in ids(frozenset({kind}))}
+    # A text with errors has the same nodes under an error as elsewhere under their own.
+    rules.update({ERROR: rule for rule in table.rules.values() if isinstance(rule, First)})
     roles = bytearray(ERROR + 1)
     signs = frozenset(number for number in range(count) if not named[number])
     for role, numbers in (

@@ -12,10 +12,14 @@ PromptTemplate = Literal["chat", "llama2", "alpaca", "none"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 Language = Literal["python"]
+StringOperation = Literal["eq", "ne", "like", "ilike"]
+SimilarityMetric = Literal[
+    "fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
+]
 
-#: The linear layers of a Llama block, in the order of its forward pass.
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LinearLayer = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+#: The linear layers of a Llama block, in the order of its forward pass.
+LINEAR_LAYERS: tuple[LinearLayer, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Spec(BaseModel):
@@ -100,6 +104,33 @@ class DataSpec(Spec):
     )
 
 
+class EvaluationDuringTrainingSpec(Spec):
+    """CodeBLEU while training, which checkpoint becomes the model, and when to stop early."""
+
+    codebleu_steps: Literal["off"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        "off", description="CodeBLEU of answers to validation prompts every N steps. Off: generating takes time."
+    )
+    codebleu_samples: int = Field(
+        32, ge=1, le=1000, description="How many validation samples are answered: the first ones, always the same."
+    )
+    codebleu_max_tokens: int = Field(256, ge=1, le=4096, description="Longest of these answers, in tokens.")
+    keep: Literal["last", "best_valid_loss", "best_codebleu"] = Field(
+        "last", description="The step whose adapter is the result. Last: one epoch seldom overfits."
+    )
+    early_stopping: Literal["off", "valid_loss", "codebleu"] = Field(
+        "off",
+        description="Stop when this has not improved for `patience` evaluations. Off: all steps are done.",
+    )
+    patience: int = Field(3, ge=1, le=1000, description="Evaluations in a row without improvement before it stops.")
+
+    @model_validator(mode="after")
+    def _codebleu_is_measured(self) -> "EvaluationDuringTrainingSpec":
+        for name, wanted in (("keep", "best_codebleu"), ("early_stopping", "codebleu")):
+            if getattr(self, name) == wanted and self.codebleu_steps == "off":
+                raise ValueError(f"{name} '{wanted}' needs codebleu_steps: say how often CodeBLEU is measured")
+        return self
+
+
 class HoneSpec(Spec):
     """The object ``hone`` of a request: everything beyond OpenAI's fields."""
 
@@ -107,6 +138,7 @@ class HoneSpec(Spec):
     quantization: QuantizationSpec = QuantizationSpec()
     training: TrainingSpec = TrainingSpec()
     data: DataSpec = DataSpec()
+    evaluation: EvaluationDuringTrainingSpec = EvaluationDuringTrainingSpec()
 
 
 class Hyperparameters(Spec):
@@ -149,6 +181,30 @@ class CodeBleuCriterion(Spec):
         return self
 
 
+class StringCheckCriterion(Spec):
+    """Compare two texts; OpenAI's ``string_check``."""
+
+    type: Literal["string_check"]
+    name: str = Field(min_length=1, max_length=256)
+    input: str = Field(description="Template of the text that is checked.")
+    reference: str = Field(description="Template of the text that it is checked against.")
+    operation: StringOperation = Field(description="Equal, not equal, or contains the reference; `ilike` ignores case.")
+
+
+class TextSimilarityCriterion(Spec):
+    """Score a text by its likeness to a reference; OpenAI's ``text_similarity`` (see core.graders)."""
+
+    type: Literal["text_similarity"]
+    name: str = Field(min_length=1, max_length=256)
+    input: str = Field(description="Template of the text that is scored.")
+    reference: str = Field(description="Template of the text that it is compared with.")
+    evaluation_metric: SimilarityMetric
+    pass_threshold: float = Field(ge=0, le=1, description="A sample passes from this score on.")
+
+
+Criterion = Annotated[CodeBleuCriterion | StringCheckCriterion | TextSimilarityCriterion, Field(discriminator="type")]
+
+
 class TemplateMessage(Spec):
     """One message of a run's prompt; its content may use {{item.…}}."""
 
@@ -166,13 +222,31 @@ class SamplingSpec(Spec):
 
 
 class EvaluationSpec(Spec):
-    """An evaluation job, as asked for. Its items are in the file ``items_file``, one JSON object a line."""
+    """An evaluation job, as asked for. Its items are in the file ``items_file``, one JSON object a line.
 
-    model: str
-    base_model: str = Field(description="Catalogue name of the base that `model` is or was tuned from.")
+    ``source``: "completions" has a model answer; "jsonl" judges what the items hold, without any model.
+    """
+
+    source: Literal["completions", "jsonl"] = "completions"
+    model: str = Field("", description="Empty for jsonl.")
+    base_model: str = Field("", description="Catalogue name of the base that `model` is or was tuned from.")
     items_file: str
-    messages: tuple[TemplateMessage, ...] = Field(min_length=1)
-    criteria: tuple[CodeBleuCriterion, ...] = Field(min_length=1)
+    messages: tuple[TemplateMessage, ...] = ()
+    criteria: tuple[Criterion, ...] = Field(min_length=1)
     sampling: SamplingSpec = SamplingSpec()
     prompt_template: Auto | PromptTemplate = "auto"
     compare_base: bool = Field(True, description="Answer with the base as well, when `model` is a fine-tune.")
+    stop_at_fence: bool = Field(
+        True, description="End an answer at its first closed code block, where every criterion looks at code alone."
+    )
+
+    @model_validator(mode="after")
+    def _a_model_is_asked(self) -> "EvaluationSpec":
+        if self.source == "completions" and not (self.model and self.base_model and self.messages):
+            raise ValueError("completions need model, base_model and messages")
+        return self
+
+    @property
+    def stops_at_fence(self) -> bool:
+        """Whether what follows the first code block can't change any score."""
+        return self.stop_at_fence and all(criterion.type == "code_bleu" for criterion in self.criteria)

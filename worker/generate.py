@@ -1,16 +1,23 @@
 """Answers from a model, in batches."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker import pulse
+from worker.answer import Answer
+from worker.stopping import End, StopRules
 
 #: Answers at once. A small model on a GPU waits for launches, so more answers at once cost nothing; two CPU cores are
 #: busy with 16, and longer batches would wait for their longest answer.
@@ -21,20 +28,6 @@ _CPU_TOKENS = 32_768
 _MEMORY_SHARE = 0.5
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer's text, without special tokens; ``tokens`` counts the end token if there is one."""
-
-    text: str
-    tokens: int
-    finish_reason: Literal["stop", "length"]
-
-    @property
-    def code(self) -> str:
-        """The code in the text."""
-        return extract_code(self.text)
-
-
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,26 +35,34 @@ def generate(
     sampling: SamplingSpec,
     *,
     batch_size: int | None = None,
+    fence: str | None = None,
+    kept: Mapping[int, Answer] | None = None,
     on_batch: Callable[[list[tuple[int, Answer]]], None] = lambda _: None,
 ) -> list[Answer]:
     """An answer to each prompt (token ids), in the prompts' order.
 
     The longest prompts go first, so that memory runs out at the start if it does and estimates of the time left err
-    on the safe side. ``batch_size`` caps the answers at once; None leaves it to the device. ``on_batch`` gets each
-    batch's prompt numbers and answers. Sampling repeats under the seed on the same machine with the same prompts.
-    Raises TrainingError, before anything is generated, for a prompt that is empty or leaves too little of the
-    context.
+    on the safe side. ``batch_size`` caps the answers at once; None leaves it to the device. ``fence`` names a language
+    whose closed code block ends an answer. ``kept`` are answers, by prompt number, that an earlier attempt gave: they
+    are not asked for again, unless their batch is not whole. ``on_batch`` gets each batch's prompt numbers and answers.
+    Sampling repeats under the seed on the same machine with the same prompts. Raises TrainingError, before anything is
+    generated, for a prompt that is empty or leaves too little of the context.
     """
     require_room(prompts, sampling.max_tokens, int(model.config.max_position_embeddings))
     model.eval()
     # The model's own settings (Llama-2 comes with a temperature of 0.6) must not fill in what is not set here.
     model.generation_config = _settings(sampling, end_tokens(model, tokenizer), tokenizer.pad_token_id)
-    torch.manual_seed(sampling.seed)
-    answers: dict[int, Answer] = {}
+    rules = StopRules(tokenizer, end_tokens(model, tokenizer), sampling.max_tokens, fence=fence)
+    answers = dict(kept or {})
     for batch in _batches(model, prompts, sampling.max_tokens, batch_size):
-        answered = _answer(model, tokenizer, [prompts[number] for number in batch])
-        answers.update(zip(batch, answered, strict=True))
-        on_batch(list(zip(batch, answered, strict=True)))
+        missing = [number for number in batch if number not in answers]
+        if not missing:
+            continue
+        # Seeded for each batch, and a batch is answered whole: where a run goes on after a kill, it draws the same.
+        torch.manual_seed((sampling.seed * 1_000_003 + batch[0]) % 2**63)
+        found = dict(zip(batch, _answer(model, tokenizer, rules, [prompts[number] for number in batch]), strict=True))
+        answers |= {number: found[number] for number in missing}
+        on_batch([(number, found[number]) for number in missing])
     return [answers[number] for number in range(len(prompts))]
 
 
@@ -133,10 +134,12 @@ def _rows(model: PreTrainedModel, prompt_tokens: int, max_tokens: int) -> int:
     return max(1, min(_MOST_ROWS["cuda"], int(free * _MEMORY_SHARE / (kept + passing + logits))))
 
 
-def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> list[Answer]:
+def _answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rules: StopRules, prompts: list[list[int]]
+) -> list[Answer]:
     """Answer prompts at once; in halves where the estimate of the memory was too bold."""
     try:
-        rows = _new_tokens(model, prompts)
+        rows = _new_tokens(model, rules, prompts)
     except torch.OutOfMemoryError:
         if len(prompts) == 1:
             raise TrainingError(
@@ -148,66 +151,49 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
     if rows is None:  # outside the handler, whose traceback keeps the failed pass's tensors alive
         torch.cuda.empty_cache()
         half = len(prompts) // 2
-        return _answer(model, tokenizer, prompts[:half]) + _answer(model, tokenizer, prompts[half:])
-    return [to_answer(row, tokenizer, model.generation_config.eos_token_id) for row in rows]
+        return _answer(model, tokenizer, rules, prompts[:half]) + _answer(model, tokenizer, rules, prompts[half:])
+    # A batch that ended as a whole can be shorter than the limit only by its ends.
+    ends = [rules.watch().look(row) or End(len(row), "length") for row in rows]
+    return [to_answer(row, end, tokenizer) for row, end in zip(rows, ends, strict=True)]
 
 
 @torch.inference_mode()
-def _new_tokens(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]] | None:
+def _new_tokens(model: PreTrainedModel, rules: StopRules, prompts: list[list[int]]) -> list[list[int]] | None:
     """The tokens that follow each prompt, with whatever pads them after their end."""
     width = max(len(prompt) for prompt in prompts)
     pad = model.generation_config.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    made: Tensor = model.generate(input_ids=ids, attention_mask=mask)
+    criteria = [_Beat(), *([_AtFence(rules, width, len(prompts))] if rules.fence else [])]
+    made: Tensor = model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=StoppingCriteriaList(criteria))
     rows: list[list[int]] = made[:, width:].tolist()
     return rows
 
 
-def to_answer(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> Answer:
-    """An answer out of its tokens; what follows the first of ``ends`` is left out."""
-    end = next((place for place, token in enumerate(row) if token in ends), None)
-    text = str(tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+class _Beat(StoppingCriteria):  # type: ignore[misc]  # transformers has no types
+    """Keeps the pulse; ends no row."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        pulse.beat()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _AtFence(StoppingCriteria):  # type: ignore[misc]  # transformers has no types
+    """Ends a row of ``generate`` as its watch says."""
+
+    def __init__(self, rules: StopRules, width: int, rows: int) -> None:
+        self._width = width
+        self._watches = [rules.watch() for _ in range(rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        rows = input_ids[:, self._width :].tolist()
+        over = [watch.look(row) is not None for watch, row in zip(self._watches, rows, strict=True)]
+        return torch.tensor(over, device=input_ids.device)
+
+
+def to_answer(row: list[int], end: End, tokenizer: PreTrainedTokenizerBase) -> Answer:
+    """An answer out of its tokens; what follows its end is left out."""
+    tokens = row[: end.tokens - 1] if end.reason == "stop" else row[: end.tokens]
+    text = str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     # A byte-level model can write NUL, which no PostgreSQL text can hold.
-    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return Answer(text, len(row) if end is None else end + 1, "length" if end is None else "stop")
-
-
-_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
-_PYTHON_TAGS = ("", "python", "py", "python3")
-
-
-def extract_code(text: str) -> str:
-    """The code in an answer: its first fenced block that is Python's or untagged, else its first block, else all of it.
-
-    A block that was not closed takes the rest: answers are cut at ``max_tokens``.
-    """
-    blocks = list(_fenced_blocks(text))
-    if not blocks:
-        return text
-    return next((code for tag, code in blocks if tag in _PYTHON_TAGS), blocks[0][1])
-
-
-def _fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
-    """Tag (lower case) and content of each fenced block."""
-    lines = iter(text.splitlines(keepends=True))
-    for line in lines:
-        opening = _FENCE.match(line.rstrip("\r\n"))
-        if opening is None:
-            continue
-        content = []
-        for inner in lines:
-            before, closed = _before_closing(inner, opening["fence"])
-            content.append(before.removeprefix(opening["indent"]))
-            if closed:
-                break
-        yield opening["info"].strip().partition(" ")[0].lower(), "".join(content)
-
-
-def _before_closing(line: str, fence: str) -> tuple[str, bool]:
-    """What a line has of the block, and whether it closes it: by a fence of its own or, as models do, at its end."""
-    bare = line.rstrip()
-    if not bare.endswith(fence):
-        return line, False
-    before = bare.rstrip(fence[0])
-    return (before + "\n" if before.strip() else ""), True
+    return Answer(text.replace("\0", "\N{REPLACEMENT CHARACTER}"), end.tokens, end.reason)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from core.errors import TrainingError
+from worker.environment import peak_memory
 from worker.protocol import LineWriter, Saved, Step
 
 #: Trainer's names for what ``models.tables.StepMetric`` holds.
@@ -97,6 +98,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
             now, tokens = time.monotonic(), int(state.num_input_tokens_seen)
             metrics["tokens_per_second"] = (tokens - self._tokens) / max(now - self._step_started_at, 1e-9)
             self.history[state.global_step] |= metrics
+            metrics["peak_memory"] = float(peak_memory())  # of this process: no figure of the run, and in no CSV
             self._tokens = tokens
         _require_finite(state.global_step, metrics)
         self._lines.send(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
@@ -9,8 +10,10 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.catalogue import BaseModelEntry
+from core.plan import MemoryPlan
 from core.resolve import Resolved
 from core.specs import EvaluationSpec, FineTuneSpec, PromptTemplate
+from worker import pulse
 
 
 class ExitCode(IntEnum):
@@ -42,6 +45,8 @@ class TrainingInput(_Frozen):
     max_line_bytes: int = 2**20
     #: Folder of a checkpoint to go on from.
     resume_from: Path | None = None
+    #: The memory plan of the last attempt.
+    plan: MemoryPlan | None = None
 
 
 class EvaluationInput(_Frozen):
@@ -49,10 +54,13 @@ class EvaluationInput(_Frozen):
 
     job_id: str
     spec: EvaluationSpec
-    base_model: BaseModelEntry
+    #: None where no model is asked.
+    base_model: BaseModelEntry | None = None
     cache: Path
     items_file: Path
     max_line_bytes: int = 2**20
+    #: JSON lines of what an earlier attempt has answered and graded (worker.kept).
+    kept: Path | None = None
     #: Folder of the adapter; None evaluates the base alone.
     adapter: Path | None = None
     prompt_template: PromptTemplate | Literal["auto"] = "auto"
@@ -74,6 +82,13 @@ class Started(_Frozen):
     report: dict[str, Any]
     #: 0, or the step of the checkpoint that the run goes on from.
     step: int = 0
+
+
+class Replanned(_Frozen):
+    """The settings as they run from here on: the memory ran out, and the plan stepped down."""
+
+    type: Literal["replanned"] = "replanned"
+    resolved: Resolved
 
 
 class Step(_Frozen):
@@ -104,6 +119,30 @@ class Progress(_Frozen):
     seconds_left: float | None = None
 
 
+class Alive(_Frozen):
+    """Nothing to tell but that work goes on (worker/pulse.py)."""
+
+    type: Literal["alive"] = "alive"
+
+
+class Answered(_Frozen):
+    """An answer, told as it comes: an attempt that goes on need not generate it again."""
+
+    type: Literal["answered"] = "answered"
+    side: Literal["model", "base"]
+    position: int
+    answer: dict[str, Any]
+
+
+class Graded(_Frozen):
+    """An answer's grades, one a criterion."""
+
+    type: Literal["graded"] = "graded"
+    side: Literal["model", "base"]
+    position: int
+    grades: list[dict[str, Any]]
+
+
 class Done(_Frozen):
     """The last line of a run that went well; the artifacts lie in the output folder."""
 
@@ -121,7 +160,8 @@ class Failed(_Frozen):
     param: str | None = None
 
 
-Line = Annotated[Event | Started | Step | Saved | Progress | Done | Failed, Field(discriminator="type")]
+AnyLine = Event | Started | Replanned | Step | Saved | Progress | Answered | Graded | Alive | Done | Failed
+Line = Annotated[AnyLine, Field(discriminator="type")]
 _lines: TypeAdapter[Line] = TypeAdapter(Line)
 
 
@@ -131,14 +171,22 @@ def parse_line(text: str) -> Line:
 
 
 class LineWriter:
-    """A child's end: writes lines, flushed one by one."""
+    """A child's end: writes lines, flushed one by one; threads may share it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._lock = threading.Lock()
 
-    def send(self, line: Event | Started | Step | Saved | Progress | Done | Failed) -> None:
+    def send(self, line: AnyLine) -> None:
         """Write one line."""
-        self._stream.write(json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n")
+        text = json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n"
+        with self._lock:
+            self._stream.write(text)
+            self._stream.flush()
+
+    def write(self, line: bytes) -> None:
+        """Write a line that is not the protocol's own."""
+        self._stream.write(line.decode())
         self._stream.flush()
 
 
@@ -146,4 +194,6 @@ def take_stdout() -> LineWriter:
     """Keep standard output for the lines alone: what libraries print from here on goes to standard error."""
     stream = sys.stdout
     sys.stdout = sys.stderr
-    return LineWriter(stream)
+    lines = LineWriter(stream)
+    pulse.listen(lambda: lines.send(Alive()))
+    return lines

@@ -12,7 +12,7 @@ from models import lifecycle
 from models.base import db_now
 from models.lifecycle import Claim
 from models.tables import Checkpoint, StepMetric
-from worker.protocol import Event, Progress, Saved, Started, Step
+from worker.protocol import Answered, Event, Graded, Progress, Replanned, Saved, Started, Step
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StoredCheckpoint:
     stored: Stored
 
 
-Entry = Started | Step | Progress | Event | StoredCheckpoint
+Entry = Started | Replanned | Step | Progress | Event | Answered | Graded | StoredCheckpoint
 
 
 def storable(value: Any) -> Any:
@@ -62,6 +62,10 @@ def _started(session: Session, claim: Claim, line: Started) -> None:
         lifecycle.rewind(session, claim, line.step)
 
 
+def _replanned(session: Session, claim: Claim, line: Replanned) -> None:
+    lifecycle.write_as(session, claim, resolved=line.resolved.model_dump(mode="json"), last_progress_at=db_now())
+
+
 def _step(session: Session, claim: Claim, line: Step) -> None:
     lifecycle.record_step(
         session,
@@ -78,12 +82,16 @@ def _step(session: Session, claim: Claim, line: Step) -> None:
 
 def _metrics_event(row: StepMetric, total_steps: int) -> tuple[str, dict[str, Any]]:
     """OpenAI's words for a step. Each validation covers the whole validation file, so it is the "full" one as well."""
-    losses = [
-        (name, loss)
-        for name, loss in (("training", row.train_loss), ("validation", row.valid_loss))
-        if loss is not None
+    figures = [
+        (name, value)
+        for name, value in (
+            ("training loss", row.train_loss),
+            ("validation loss", row.valid_loss),
+            ("CodeBLEU", row.codebleu),
+        )
+        if value is not None
     ]
-    told = ", ".join(f"{name} loss={loss:.2f}" for name, loss in losses)
+    told = ", ".join(f"{name}={value:.2f}" for name, value in figures)
     data = {
         "step": row.step,
         "total_steps": total_steps,
@@ -93,6 +101,7 @@ def _metrics_event(row: StepMetric, total_steps: int) -> tuple[str, dict[str, An
         "valid_mean_token_accuracy": row.valid_mean_token_accuracy,
         "full_valid_loss": row.valid_loss,
         "full_valid_mean_token_accuracy": row.valid_mean_token_accuracy,
+        "codebleu": row.codebleu,
     }
     where = f"Step {row.step}/{total_steps}"
     return (f"{where}: {told}" if told else where), {name: value for name, value in data.items() if value is not None}
@@ -108,6 +117,14 @@ def _progress(session: Session, claim: Claim, line: Progress) -> None:
 def _event(session: Session, claim: Claim, line: Event) -> None:
     lifecycle.write_as(session, claim)
     lifecycle.add_event(session, claim.job_id, storable(line.message), level=line.level)
+
+
+def _answered(session: Session, claim: Claim, line: Answered) -> None:
+    lifecycle.keep_answer(session, claim, line.side, line.position, storable(line.answer))
+
+
+def _graded(session: Session, claim: Claim, line: Graded) -> None:
+    lifecycle.keep_grades(session, claim, line.side, line.position, storable(line.grades))
 
 
 def _checkpoint(session: Session, claim: Claim, entry: StoredCheckpoint) -> None:
@@ -130,8 +147,11 @@ def _finish(seconds_left: float | None) -> float | None:
 
 _WRITERS: dict[type[Entry], Callable[[Session, Claim, Any], None]] = {
     Started: _started,
+    Replanned: _replanned,
     Step: _step,
     Progress: _progress,
     Event: _event,
+    Answered: _answered,
+    Graded: _graded,
     StoredCheckpoint: _checkpoint,
 }

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from core.errors import TrainingError
+from worker import pulse
 
 Parse = Literal["ok", "empty", "unparsable", "refused"]
 Weights = tuple[float, float, float, float]
@@ -129,6 +130,7 @@ class Scorer:
 
     def score(self, candidate: str, reference: str, *, lang: str, weights: Weights) -> PairScore:
         """Score one pair; whatever the texts are, the result is a score or a named reason."""
+        pulse.beat()
         reason = refusal(reference, "the reference") or refusal(candidate, "the answer")
         if reason:
             return _zero("refused", reason=reason)

@@ -1,5 +1,7 @@
 """TRL's SFTTrainer with what QLoRA needs: float32 adapters, exact validation, sealed checkpoints."""
 
+import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from trl import SFTConfig, SFTTrainer
 
 from core.resolve import Resolved
 from core.specs import FineTuneSpec, LoraSpec
+from worker import pulse
 from worker.checkpoints import write_manifest
-from worker.environment import device, seed_everything
+from worker.environment import device, random_state, seed_everything, set_random_state
 from worker.fast.model import FastModel
+from worker.passes import Collate, StepCollator
+from worker.running_plan import RunningPlan
 from worker.sequences import IGNORED, collate
 
 
@@ -44,9 +49,10 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         seed=spec.seed,
         num_train_epochs=resolved.n_epochs,
         max_steps=resolved.total_steps,
-        per_device_train_batch_size=resolved.microbatch_size,
-        per_device_eval_batch_size=resolved.microbatch_size,
-        gradient_accumulation_steps=resolved.batch_size // resolved.microbatch_size,
+        # A batch is a whole step; worker.passes cuts it into what the memory takes at once.
+        per_device_train_batch_size=resolved.batch_size,
+        per_device_eval_batch_size=resolved.batch_size,
+        gradient_accumulation_steps=1,
         learning_rate=resolved.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
         warmup_steps=resolved.warmup_steps,
@@ -56,7 +62,7 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         bf16=resolved.precision == "bfloat16",
         fp16=resolved.precision == "float16",
         use_cpu=device() == "cpu",
-        gradient_checkpointing=resolved.gradient_checkpointing,
+        gradient_checkpointing=resolved.gradient_checkpointing and not resolved.plan.fast_path,
         # Samples lie end to end in one row, kept apart by their positions: no token is padding. They are cut already.
         padding_free=True,
         max_length=None,
@@ -86,7 +92,8 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         validation: Dataset | None,
         tokenizer: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback],
-        fast: FastModel | None = None,
+        plan: RunningPlan,
+        make_fast: Callable[[], FastModel | None],
     ) -> None:
         # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
         masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -101,14 +108,51 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
-        self._fast = fast
-        if fast is not None:
-            self.data_collator = collate
+        self._make_fast = make_fast
+        self._fast = make_fast()
+        self._plan = plan
+        flatten: Collate = collate if self._fast is not None else self.data_collator  # type: ignore[has-type]
+        self._collator = StepCollator(flatten, plan.limit)
+        self.data_collator = self._collator
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of a step, pass by pass; the step's loss, over all its trained tokens.
+
+        When the memory runs out the step is done again in a smaller way: nothing was changed by then but gradients.
+        """
+        rows = inputs["rows"].rows
+        fetched_before = inputs["rows"].tokens != self._plan.limit.tokens  # a step is fetched while another is trained
+        passes = self._collator.passes(rows) if fetched_before else inputs["passes"]
+        state = random_state()
+        while True:
+            try:
+                losses = [super(QLoraTrainer, self).training_step(model, one, num_items_in_batch) for one in passes]
+            except torch.OutOfMemoryError:
+                sizes = [one["input_ids"].numel() for one in passes]
+            else:
+                self._plan.saw(passes)
+                return torch.stack(losses).sum()
+            # Out of the except block, whose traceback holds the pass's tensors.
+            self._step_down(sizes, max(len(row["input_ids"]) for row in rows))
+            set_random_state(state)
+            passes = self._collator.passes(rows)
+
+    def _step_down(self, sizes: list[int], longest: int) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self._fast = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        self._plan.step_down(sizes, longest)
+        self._fast = self._make_fast()
+        if self._fast is None and self._plan.resolved.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean loss of the trained tokens: of the whole step's, where Trainer counted these."""
+        pulse.beat()  # once a pass, of training and of validation
         if self._fast is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, hits = self._fast.loss(inputs)
@@ -133,8 +177,8 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         """
         self.model.eval()
         tokens, loss, correct = 0, 0.0, 0.0
-        for batch in self.get_eval_dataloader(eval_dataset):
-            inputs = self._prepare_inputs(batch)
+        for one in (one for batch in self.get_eval_dataloader(eval_dataset) for one in batch["passes"]):
+            inputs = self._prepare_inputs(one)
             count = int((inputs["labels"] != IGNORED).sum())
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss += float(self.compute_loss(self.model, inputs)) * count

@@ -1,4 +1,4 @@
-"""Training in a forked process that dies, or is told to stop, at an instant that the test names.
+"""Training, or an evaluation, in a forked process that dies, or is told to stop, at an instant that the test names.
 
 The processes are forked from one that has imported torch and TRL already: a run of the tiny model then takes some 2 s.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.protocol import Saved, Step, TrainingInput, parse_line
+from worker.protocol import EvaluationInput, Saved, Step, TrainingInput, parse_line
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,21 @@ def train(job: TrainingInput, out: Path, instant: Instant | None = None, saves_k
     """Train in a process of its own, to the end or to the instant; kill ``saves_killed`` forks of it in each save."""
     from tests.worker import dying_child
 
+    return _run(dying_child.run, job, out, (instant, saves_killed))
+
+
+def evaluate(job: EvaluationInput, out: Path, instant: Instant | None = None) -> Run:
+    """Evaluate in a process of its own, to the end or to the instant."""
+    from tests.worker import dying_child
+
+    return _run(dying_child.run_evaluation, job, out, (instant,))
+
+
+def _run(target: Callable[..., None], job: TrainingInput | EvaluationInput, out: Path, more: tuple[Any, ...]) -> Run:
     out.parent.mkdir(parents=True, exist_ok=True)
     source, said = out.with_suffix(".json"), out.with_suffix(".lines")
     source.write_text(job.model_dump_json())
-    arguments = (str(source), str(out), str(said), instant, saves_killed)
-    process = _forks.Process(target=dying_child.run, args=arguments)
+    process = _forks.Process(target=target, args=(str(source), str(out), str(said), *more))
     process.start()
     process.join(120)
     assert process.exitcode is not None, "the run hangs"

@@ -6,13 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 from tests.worker.test_merge import write_adapter
-from worker.protocol import Done, Event, ExitCode, Failed, Line, Progress, parse_line
+from worker.protocol import Answered, Done, Event, ExitCode, Failed, Graded, Line, Progress, parse_line
 
 REFERENCE = "def add(first):\n    total = first + {0}\n    return total"
 ITEMS = [{"question": f"Add {number}.", "completion": REFERENCE.format(number)} for number in range(5)]
@@ -21,7 +22,7 @@ ITSELF = ANSWER | {"name": "itself", "input": "{{item.completion}}", "weights": 
 ANSWER_KEYS = {"output_text", "code", "finish_reason", "prompt_tokens", "tokens"}
 CORPUS = {
     *("codebleu", "ngram", "weighted_ngram", "syntax", "dataflow", "package_corpus", "passed", "failed"),
-    *("empty", "unparsable", "refused", "truncated", "exact_match"),
+    *("empty", "unparsable", "refused", "truncated", "exact_match", "intervals"),
 }
 
 
@@ -83,7 +84,7 @@ def test_the_run_tells_its_phases_and_how_far_it_is(run):
         "Loading base model tiny",
         "Generating 5 answers with the base model",
         "Generating 5 answers with the fine-tuned model",
-        "Scoring the answers by CodeBLEU",
+        "Scoring the last answers",
     ]
     progress = [line for line in lines if isinstance(line, Progress)]
     assert [(line.done, line.total) for line in progress] == [(0, 10), (5, 10), (5, 10), (10, 10)]
@@ -91,6 +92,21 @@ def test_the_run_tells_its_phases_and_how_far_it_is(run):
     assert progress[1].seconds_left > 0
     assert progress[-1].seconds_left == 0
     assert isinstance(lines[-1], Done)
+
+
+def test_every_answer_and_its_grades_are_told_as_they_come(run):
+    lines, artifacts = run
+    rows = [json.loads(line) for line in (artifacts / "items.jsonl").read_text().splitlines()]
+    answered = {(line.side, line.position): line.answer for line in lines if isinstance(line, Answered)}
+    assert len(answered) == 10
+    for (side, position), answer in answered.items():
+        kept = rows[position]["sample" if side == "model" else "base"]
+        assert answer == {name: kept[name if name != "text" else "output_text"] for name in answer}
+    graded = {(line.side, line.position): line.grades for line in lines if isinstance(line, Graded)}
+    assert set(graded) == set(answered)
+    for (side, position), grades in graded.items():
+        for found, result in zip(grades, rows[position]["results"], strict=True):
+            assert found["score"] == (result if side == "model" else result["base"])["score"]
 
 
 def test_scores_hold_both_models_and_what_made_them(run):
@@ -109,6 +125,11 @@ def test_scores_hold_both_models_and_what_made_them(run):
     assert itself["model"]["codebleu"] == pytest.approx(1)
     assert itself["model"]["package_corpus"]["codebleu"] == pytest.approx(1)
     assert itself["model"]["passed"] == itself["model"]["exact_match"] == 5
+    assert set(itself["difference"]) == {"codebleu", "ngram", "weighted_ngram", "syntax", "dataflow"}
+    assert itself["difference"]["codebleu"] == {"mean": 0.0, "interval": None, "samples": 5}
+    assert itself["verdict"]["outcome"] == "no difference shown"
+    assert "5 samples, too few for an interval" in itself["verdict"]["sentence"]
+    assert scores["bootstrap"]["resamples"] == 2000
     generation = scores["generation"]
     assert 0 < generation["output_tokens"] <= 2 * 5 * 12
     assert generation["tokens_per_second"] == pytest.approx(
@@ -146,6 +167,7 @@ def test_every_item_is_kept_with_prompt_answers_and_scores(run, tiny_llama):
             "answers": 5,
             "prompt_tokens": sum(row[side]["prompt_tokens"] for row in rows),
             "completion_tokens": sum(row[side]["tokens"] for row in rows),
+            "finish_reasons": dict(Counter(row[side]["finish_reason"] for row in rows)),
         }
     assert any(row["sample"] != row["base"] for row in rows), "the adapter changes answers"
 

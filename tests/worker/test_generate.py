@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
-from worker.generate import Answer, extract_code, generate, require_room
+from worker.answer import Answer, extract_code
+from worker.generate import generate, require_room
 
 TEXTS = ["def f(x):", "import os\nimport sys\n", "a", "class Node:\n    def visit(self, node):", "return 1 if x else 2"]
 
@@ -165,7 +166,6 @@ CODE = "def f():\n    return 1\n"
 )
 def test_code_is_taken_out_of_an_answer(text, code):
     assert extract_code(text) == code
-    assert Answer(text, 1, "stop").code == code
 
 
 def test_code_is_taken_out_of_a_hostile_answer_in_time():

@@ -4,7 +4,7 @@ The host looks at the tokens once in a block of steps, so the GPU never waits fo
 its end, less than a block, is thrown away.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker import pulse
+from worker.answer import Answer
 from worker.decode.network import Network
 from worker.decode.steps import Steps
-from worker.generate import Answer, end_tokens, require_room, to_answer
+from worker.generate import end_tokens, require_room, to_answer
+from worker.stopping import StopRules, Watch
 
 #: Answers at once: two CPU cores are busy with 16; on a GPU keys and values, not weights, are most of what is read
 #: beyond some 256.
@@ -36,6 +39,7 @@ class _Row:
     number: int
     slot: int
     prompt_tokens: int
+    watch: Watch
     made: list[int] = field(default_factory=list)
 
 
@@ -46,24 +50,27 @@ def decode(
     sampling: SamplingSpec,
     *,
     slots: int | None = None,
+    fence: str | None = None,
+    kept: Mapping[int, Answer] | None = None,
     on_batch: Callable[[list[tuple[int, Answer]]], None] = lambda _: None,
 ) -> list[Answer]:
     """An answer to each prompt (token ids), in the prompts' order: ``worker.generate.generate``, faster.
 
-    For models that ``worker.decode.network.uncovered`` lets pass. ``slots`` caps the answers at once. ``on_batch`` gets
-    the prompt numbers and answers that ended together. When memory runs out, what is not answered yet goes on with half
-    the slots. Raises TrainingError as ``generate`` does.
+    For models that ``worker.decode.network.uncovered`` lets pass. ``slots`` caps the answers at once; ``fence`` and
+    ``kept`` are ``generate``'s. ``on_batch`` gets the prompt numbers and answers that ended together. When memory runs
+    out, what is not answered yet goes on with half the slots. Raises TrainingError as ``generate`` does.
     """
     require_room(prompts, sampling.max_tokens, int(model.config.max_position_embeddings))
     model.eval()
-    answers: dict[int, Answer] = {}
+    answers = dict(kept or {})
+    rules = StopRules(tokenizer, end_tokens(model, tokenizer), sampling.max_tokens, fence=fence)
 
     def keep(ended: list[tuple[int, Answer]]) -> None:
         answers.update(ended)
         on_batch(ended)
 
     while left := [number for number in range(len(prompts)) if number not in answers]:
-        run = _Run(model, tokenizer, prompts, left, sampling, keep)
+        run = _Run(model, tokenizer, prompts, left, sampling, rules, keep)
         wanted = min(slots or run.most_slots(), run.most_slots(), len(left))
         if run.fits(wanted):
             continue
@@ -91,12 +98,13 @@ class _Run:
         prompts: Sequence[list[int]],
         left: Sequence[int],
         sampling: SamplingSpec,
+        rules: StopRules,
         keep: Callable[[list[tuple[int, Answer]]], None],
     ) -> None:
         self._network = Network(model)
         self._device = "cuda" if model.device.type == "cuda" else "cpu"
         self._tokenizer, self._prompts, self._sampling, self._keep = tokenizer, prompts, sampling, keep
-        self._ends = end_tokens(model, tokenizer)
+        self._rules = rules
         self._waiting = sorted(left, key=lambda number: (len(prompts[number]), -number))  # the end is taken first
         longest = len(prompts[self._waiting[-1]])
         self._places = longest + sampling.max_tokens + _BLOCK[self._device]
@@ -128,8 +136,9 @@ class _Run:
                 rows += self._admit(steps, free)
             else:
                 self._advance(steps, rows)
-            ended = [row for row in rows if self._length(row) is not None]
-            rows = [row for row in rows if self._length(row) is None]
+            pulse.beat()
+            ended = [row for row in rows if row.watch.look(row.made) is not None]
+            rows = [row for row in rows if row.watch.look(row.made) is None]
             free += [row.slot for row in ended]
             if ended:
                 self._keep([(row.number, self._to_answer(row)) for row in ended])
@@ -138,7 +147,7 @@ class _Run:
         rows, tokens = list[_Row](), 0
         while self._waiting and free and (not rows or tokens < _PROMPT_TOKENS[self._device]):
             number = self._waiting.pop()
-            rows.append(_Row(number, free.pop(), len(self._prompts[number])))
+            rows.append(_Row(number, free.pop(), len(self._prompts[number]), self._rules.watch()))
             tokens += rows[-1].prompt_tokens
         prompts = [self._prompts[row.number] for row in rows]
         first = steps.read(prompts, [row.number for row in rows], [row.slot for row in rows])
@@ -152,14 +161,7 @@ class _Run:
         for row, tokens in zip(rows, made, strict=True):
             row.made += tokens
 
-    def _length(self, row: _Row) -> int | None:
-        """Tokens of an answer that has ended, its end token included; None while it goes on."""
-        newest = max(0, len(row.made) - _BLOCK[self._device])
-        most = self._sampling.max_tokens
-        end = next((place for place in range(newest, min(len(row.made), most)) if row.made[place] in self._ends), None)
-        if end is not None:
-            return end + 1
-        return most if len(row.made) >= most else None
-
     def _to_answer(self, row: _Row) -> Answer:
-        return to_answer(row.made[: self._length(row)], self._tokenizer, self._ends)
+        end = row.watch.look(row.made)
+        assert end is not None  # only rows that have ended are asked for
+        return to_answer(row.made, end, self._tokenizer)

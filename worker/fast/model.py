@@ -16,15 +16,19 @@ _FAMILY = ("llama", "mistral", "qwen2")
 
 def uncovered(model: PeftModel) -> str | None:
     """Why the fast path can't train this model; None when it can."""
-    config, lora = model.get_base_model().config, model.peft_config["default"]
+    if getattr(model.get_base_model().lm_head, "lora_A", None) is not None:
+        return "an adapter on the head is not covered"
+    return uncovered_kind(model.get_base_model().config, dropout=model.peft_config["default"].lora_dropout)
+
+
+def uncovered_kind(config: Any, *, dropout: float = 0.0) -> str | None:
+    """Why the fast path can't train models of this configuration with such adapters; None when it can."""
     if config.model_type not in _FAMILY:
         return f"models of kind {config.model_type} are not covered"
-    if lora.lora_dropout:
+    if dropout:
         return "dropout on the adapters' inputs is not covered"
     if getattr(config, "mlp_bias", False) or config.hidden_act != "silu":
         return "its MLP is not Llama's"
-    if getattr(model.get_base_model().lm_head, "lora_A", None) is not None:
-        return "an adapter on the head is not covered"
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if config.hidden_size % 64 or config.intermediate_size % 64 or head not in (16, 32, 64, 128, 256):
         return "its widths are no multiples of 64, or its heads no power of 2"

@@ -20,10 +20,11 @@ from transformers import (
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker.answer import Answer
 from worker.decode.decoder import decode
 from worker.decode.network import Network, uncovered
 from worker.decode.sampling import pick
-from worker.generate import Answer, generate
+from worker.generate import generate
 
 SHAPE = {
     "vocab_size": 512,

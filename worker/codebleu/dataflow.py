@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from .language import LIST, STRING, Loaded
 from .limits import Limits, RefusedError
-from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Update
+from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Side, Update
 from .tree import Child, Reading
 
 #: A token, its relation, and the names that it holds to: None for its own, which is what a token that is read holds to.
@@ -215,43 +215,50 @@ class Flow:
         return self._in_turn([right for _, right in pairs]) + gifts
 
     def _sides(
-        self, kind: int, children: Sequence[Child], left: str, right: str
+        self, kind: int, children: Sequence[Child], left: Side, right: Side
     ) -> tuple[list[Child], list[Child]]:
-        """A node's children under two fields; the package takes one of each."""
-        one, other = self._language.fields[left], self._language.fields[right]
-        lefts = [child for child in children if child[1] == one]
-        rights = [child for child in children if child[1] == other]
+        """A node's children on two sides; the package takes one of each."""
+        lefts, rights = self._side(children, left), self._side(children, right)
         if self._package:
             is_clause = kind in self._language.ids(_CLAUSE)
             return lefts[:1], list(children[-1:]) if is_clause else rights[:1]
         return lefts, rights
 
+    def _side(self, children: Sequence[Child], side: Side) -> list[Child]:
+        if isinstance(side, int):
+            return list(children[side : side + 1])
+        field = self._language.fields[side]
+        return [child for child in children if child[1] == field]
+
     def _pairs(self, lefts: list[Child], rights: list[Child]) -> list[tuple[Child, Child]] | None:
         """What is assigned item by item, or None where all is assigned to all."""
-        if len(lefts) != 1 or len(rights) != 1:
-            if self._package:
-                raise NoFlowError
-            return None
-        roles, (left, right) = self._language.roles, (lefts[0], rights[0])
-        items, values = left[4] or (), right[4] or ()
         if self._package:
-            return self._pairs_of_package(left[0], right[0], items, values)
-        if len(items) != len(values) or roles[left[0]] != LIST or roles[right[0]] != LIST:
+            if len(lefts) != 1 or len(rights) != 1:
+                raise NoFlowError
+            return self._pairs_of_package(lefts[0], rights[0])
+        items, values = self._items(lefts), self._items(rights)
+        if items is None or values is None or len(items) != len(values):
             return None
         return list(zip(items, values, strict=True))
 
-    def _pairs_of_package(
-        self, left: int, right: int, items: Sequence[Child], values: Sequence[Child]
-    ) -> list[tuple[Child, Child]] | None:
+    def _items(self, side: list[Child]) -> Sequence[Child] | None:
+        """What stands on one side: several children, or the children of a list."""
+        if len(side) > 1:
+            return side
+        if side and self._language.roles[side[0][0]] == LIST:
+            return side[0][4] or ()
+        return None
+
+    def _pairs_of_package(self, left: Child, right: Child) -> list[tuple[Child, Child]] | None:
         """The package pairs the children of whatever stands on both sides: ``self`` and ``y`` in ``self.x = y.z``.
 
         A string's children are unknown to it, and it gives the text's dataflow up: ``self.x = "abc"`` has none.
         """
         commas, roles = self._language.ids(_COMMA), self._language.roles
-        items, values = ([child for child in side if child[0] not in commas] for side in (items, values))
+        items, values = ([child for child in side[4] or () if child[0] not in commas] for side in (left, right))
         if not items or len(items) != len(values):
             return None
-        if STRING in {roles[left], roles[right]}:
+        if STRING in {roles[left[0]], roles[right[0]]}:
             raise NoFlowError
         return list(zip(items, values, strict=True))
 
@@ -277,11 +284,13 @@ class Flow:
     # -- branches
 
     def _branch(self, children: Sequence[Child], rule: Branch) -> list[_Task]:
-        alternatives, otherwise = self._language.ids(rule.alternatives), self._language.ids(rule.otherwise)
-        ways = [[child for child in children if child[0] not in alternatives]]
-        ways += [[child] for child in children if child[0] in alternatives]
-        tasks: list[_Task] = [(_FORK, any(child[0] in otherwise for child in children), 0)]
-        for way in ways:
+        kinds, otherwise = self._language.ids(rule.alternatives), self._language.ids(rule.otherwise)
+        field = self._language.fields[rule.field] if rule.field else -1
+        others = [child for child in children if child[0] in kinds or child[1] == field]
+        total = any(child[0] in otherwise or child[1] == field for child in children)
+        first = [child for child in children if child not in others]
+        tasks: list[_Task] = [(_FORK, total, 0)]
+        for way in ([first] if first else []) + [[child] for child in others]:
             tasks += [(_OPEN, 0, 0), *self._in_turn(way), (_SHUT, 0, 0)]
         return [*tasks, (_JOIN, 0, 0)]
 
@@ -323,8 +332,7 @@ class Flow:
         if self._package:  # it runs the last child, if that is the body and not an else
             body = self._language.ids(_BLOCK)
             return head + self._in_turn([child for child in children[-1:] if child[0] in body])
-        sides = {self._language.fields[rule.left], self._language.fields[rule.right]}
-        return head + self._in_turn([child for child in children if child[1] not in sides])
+        return head + self._in_turn([child for child in children if child not in lefts and child not in rights])
 
     # -- what came out
 

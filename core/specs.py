@@ -11,7 +11,10 @@ Auto = Literal["auto"]
 PromptTemplate = Literal["chat", "llama2", "alpaca", "none"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
-Language = Literal["python"]
+Language = Literal[
+    "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"
+]
+ScorerName = Literal["hone", "package"]
 StringOperation = Literal["eq", "ne", "like", "ilike"]
 SimilarityMetric = Literal[
     "fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
@@ -177,6 +180,9 @@ class CodeBleuCriterion(Spec):
     input: str = Field(description="Template of the candidate, such as {{sample.output_text}}.")
     reference: str = Field(description="Template of the reference, such as {{item.completion}}.")
     lang: Language = "python"
+    scorer: ScorerName = Field(
+        "hone", description="Hone's own scorer, or the package `codebleu` 0.7.0, which knows Python only here."
+    )
     weights: tuple[float, float, float, float] = Field(
         (0.25, 0.25, 0.25, 0.25), description="Of n-gram, weighted n-gram, syntax and dataflow match; they sum to 1."
     )
@@ -186,6 +192,12 @@ class CodeBleuCriterion(Spec):
     def _weights_sum_to_one(self) -> "CodeBleuCriterion":
         if any(weight < 0 for weight in self.weights) or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError("weights must be four numbers of at least 0 that sum to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _package_knows_the_language(self) -> "CodeBleuCriterion":
+        if self.scorer == "package" and self.lang != "python":
+            raise ValueError("the scorer 'package' is there for the lang 'python' only; leave scorer out")
         return self
 
 

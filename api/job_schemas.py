@@ -257,6 +257,7 @@ class StepObject(BaseModel):
     train_accuracy: float | None
     valid_loss: float | None
     valid_mean_token_accuracy: float | None
+    codebleu: float | None
     learning_rate: float | None
     grad_norm: float | None
     tokens_per_second: float | None

@@ -71,9 +71,7 @@ def _token_names(source: bytes, tree: Flat, language: Loaded) -> list[str | None
     return names
 
 
-def analyse_as_package(
-    text: str, language: Loaded, limits: Limits, shared: Shared, what: str
-) -> tuple[Analysis, str]:
+def analyse_as_package(text: str, language: Loaded, limits: Limits, shared: Shared, what: str) -> tuple[Analysis, str]:
     """A text as the package ``codebleu`` 0.7.0 reads it, and the code that it has cut out of it."""
     encoded(text, limits, what)
     code = package.code_of(text)

@@ -63,9 +63,7 @@ def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[st
     return plain, weighted
 
 
-def _common(
-    ours: Counter[tuple[str, ...]], theirs: Counter[tuple[str, ...]]
-) -> dict[tuple[str, ...], int]:
+def _common(ours: Counter[tuple[str, ...]], theirs: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
     """The n-grams of both, each as often as in the one that has it less often."""
     get = theirs.get
     return {gram: min(count, most) for gram, count in ours.items() if (most := get(gram))}

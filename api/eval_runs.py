@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import TypeAdapter
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
@@ -13,8 +14,8 @@ from api.evals import get_eval
 from api.file_access import require_input
 from api.json_body import StrictJsonRoute
 from api.pagination import After, Order, Page, fetch_page, page_of
-from api.run_items import items_file_of
-from api.run_request import InlineSource, RunRequest
+from api.run_items import Needs, items_file_of
+from api.run_request import CompletionsSource, HoneRun, InlineSource, JsonlSource, RunRequest
 from api.run_schemas import (
     STATUSES,
     Outcome,
@@ -28,8 +29,8 @@ from api.run_schemas import (
 from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
-from core.specs import CodeBleuCriterion, EvaluationSpec, SamplingSpec
-from core.templates import item_paths
+from core.specs import Criterion, EvaluationSpec, SamplingSpec
+from core.templates import item_paths, names_sample
 from models import lifecycle
 from models.access import find_model
 from models.status import JobKind
@@ -86,10 +87,10 @@ def create_run(
     """Submit a run. Items that come in the request are stored as a file first, so that the job has all it needs."""
     once.look(parts.database)
     with parts.database.read() as session:
-        row = get_eval(session, project_id, eval_id)
-        criteria = tuple(CodeBleuCriterion.model_validate(entry) for entry in row.testing_criteria["criteria"])
-        _resolve_model(session, parts, project_id, body.data_source.model)  # before anything is stored
-    items_file = items_file_of(parts, project_id, body, _paths(body, criteria))
+        criteria = _criteria_of(get_eval(session, project_id, eval_id))
+        if isinstance(body.data_source, CompletionsSource):
+            _resolve_model(session, parts, project_id, body.data_source.model)  # before anything is stored
+    items_file = items_file_of(parts, project_id, body, _needs(body, criteria))
     try:
         with parts.database.write() as session:
             once.begin(session)
@@ -103,10 +104,20 @@ def create_run(
     return answer
 
 
-def _paths(body: RunRequest, criteria: Iterable[CodeBleuCriterion]) -> set[str]:
+_CRITERIA: TypeAdapter[tuple[Criterion, ...]] = TypeAdapter(tuple[Criterion, ...])
+
+
+def _criteria_of(row: Eval) -> tuple[Criterion, ...]:
+    return _CRITERIA.validate_python(row.testing_criteria["criteria"])
+
+
+def _needs(body: RunRequest, criteria: Iterable[Criterion]) -> Needs:
     """What the templates of the run and of its eval need of each item."""
+    graded = [text for criterion in criteria for text in (criterion.input, criterion.reference)]
+    if isinstance(body.data_source, JsonlSource):
+        return Needs(item_paths(graded), sample=names_sample(graded))
     messages = [turn.to_spec().content for turn in body.data_source.input_messages.template]
-    return item_paths([*messages, *(text for criterion in criteria for text in (criterion.input, criterion.reference))])
+    return Needs(item_paths([*messages, *graded]), sample=False)
 
 
 def _resolve_model(session: Session, parts: Parts, project_id: str, model_id: str) -> tuple[str, FineTunedModel | None]:
@@ -127,23 +138,12 @@ def _submit(
     project_id: str,
     eval_id: str,
     body: RunRequest,
-    criteria: tuple[CodeBleuCriterion, ...],
+    criteria: tuple[Criterion, ...],
     items_file: File,
 ) -> tuple[EvalRun, Job]:
     get_eval(session, project_id, eval_id, lock="share")
     require_input(session, project_id, items_file.id, purpose="evals", param="data_source.source.id")
-    source = body.data_source
-    base, tuned = _resolve_model(session, parts, project_id, source.model)
-    spec = EvaluationSpec(
-        model=source.model,
-        base_model=base,
-        items_file=items_file.id,
-        messages=tuple(turn.to_spec() for turn in source.input_messages.template),
-        criteria=criteria,
-        sampling=source.sampling_params.to_spec() if source.sampling_params else SamplingSpec(),
-        prompt_template=tuned.prompt_template if tuned else "auto",
-        compare_base=body.hone is None or body.hone.compare_base,
-    )
+    spec = _spec(session, parts, project_id, body, criteria, items_file)
     run_id = new_id("evalrun_")
     job = lifecycle.submit(
         session,
@@ -160,13 +160,39 @@ def _submit(
         id=run_id,
         eval_id=eval_id,
         job_id=job.id,
-        name=body.name or f"{source.model[:200]} run",
+        name=body.name or f"{spec.model[:200] or 'jsonl'} run",
         data_source=_data_source(body, items_file),
         labels=body.metadata,
     )
     session.add(run)
     session.flush()
     return run, job
+
+
+def _spec(
+    session: Session,
+    parts: Parts,
+    project_id: str,
+    body: RunRequest,
+    criteria: tuple[Criterion, ...],
+    items_file: File,
+) -> EvaluationSpec:
+    source = body.data_source
+    if isinstance(source, JsonlSource):
+        return EvaluationSpec(source="jsonl", items_file=items_file.id, criteria=criteria)
+    base, tuned = _resolve_model(session, parts, project_id, source.model)
+    asked = body.hone or HoneRun()
+    return EvaluationSpec(
+        model=source.model,
+        base_model=base,
+        items_file=items_file.id,
+        messages=tuple(turn.to_spec() for turn in source.input_messages.template),
+        criteria=criteria,
+        sampling=source.sampling_params.to_spec() if source.sampling_params else SamplingSpec(),
+        prompt_template=tuned.prompt_template if tuned else "auto",
+        compare_base=asked.compare_base,
+        stop_at_fence=asked.stop_at_fence,
+    )
 
 
 def _data_source(body: RunRequest, items_file: File) -> dict[str, Any]:

@@ -1,47 +1,85 @@
 """What evals look like on the wire: an eval's definition and the body that makes one."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from api.pagination import Listed
 from api.schemas import Metadata
-from core.specs import CodeBleuCriterion, Spec
+from core.specs import CodeBleuCriterion, SimilarityMetric, Spec, StringCheckCriterion, TextSimilarityCriterion
 from core.templates import normalize
 from models.tables import Eval
 
 
-def only_type(supported: str, what: str) -> Callable[[Any], Any]:
-    """A validator that refuses an object of another type by its name, before its other fields are looked at."""
+def only_types(supported: Iterable[str], what: str, reasons: Mapping[str, str] = {}) -> Callable[[Any], Any]:
+    """A validator that refuses an object of another type by its name, before its other fields are looked at.
+
+    ``reasons`` say, by type, why a type of OpenAI's is not there.
+    """
+    names = " or ".join(f"'{name}'" for name in supported)
 
     def check(value: Any) -> Any:
         kind = value.get("type") if isinstance(value, dict) else None
-        if isinstance(kind, str) and kind != supported:
+        if isinstance(kind, str) and kind not in supported:
             raise PydanticCustomError(
                 "unsupported",
-                "this server does not have the {what} '{kind}'. Use the type '{supported}'",
-                {"what": what, "kind": kind[:64], "supported": supported},
+                "this server does not have the {what} '{kind}'{reason}. Use the type {supported}",
+                {"what": what, "kind": kind[:64], "reason": reasons.get(kind, ""), "supported": names},
             )
         return value
 
     return check
 
 
-def _templates_of(criterion: CodeBleuCriterion) -> CodeBleuCriterion:
+_CRITERIA = ("code_bleu", "string_check", "text_similarity")
+_NO_JUDGE = ": it has no model that judges answers"
+_NOT_CRITERIA = {
+    "python": ": it runs no code that requests bring",
+    "score_model": _NO_JUDGE,
+    "label_model": _NO_JUDGE,
+    "multi": ": give its graders as criteria of their own, each is reported by its name",
+}
+#: What OpenAI's text_similarity has beyond ours.
+_NOT_METRICS = {
+    "cosine": "it compares embeddings, and this server has no model that makes them",
+    "meteor": "it needs WordNet's synonyms, which this server does not have",
+}
+
+
+def _known_metric(value: Any) -> Any:
+    if isinstance(value, str) and value in _NOT_METRICS:
+        raise PydanticCustomError(
+            "unsupported",
+            "this server does not have the metric '{metric}': {reason}. Use one of {supported}",
+            {"metric": value, "reason": _NOT_METRICS[value], "supported": ", ".join(get_args(SimilarityMetric))},
+        )
+    return value
+
+
+class _TextSimilarity(TextSimilarityCriterion):
+    evaluation_metric: Annotated[SimilarityMetric, BeforeValidator(_known_metric)]
+
+
+_Criterion = CodeBleuCriterion | StringCheckCriterion | _TextSimilarity
+
+
+def _templates_of(criterion: _Criterion) -> _Criterion:
     texts = {name: normalize(getattr(criterion, name), sample=True) for name in ("input", "reference")}
     return criterion.model_copy(update=texts)
 
 
-def _distinct_names(criteria: list[CodeBleuCriterion]) -> list[CodeBleuCriterion]:
+def _distinct_names(criteria: list[_Criterion]) -> list[_Criterion]:
     if len({criterion.name for criterion in criteria}) < len(criteria):
         raise ValueError("each criterion needs a name of its own: results are told apart by it")
     return criteria
 
 
-Criterion = Annotated[
-    CodeBleuCriterion, BeforeValidator(only_type("code_bleu", "testing criterion")), AfterValidator(_templates_of)
+WireCriterion = Annotated[
+    Annotated[_Criterion, Field(discriminator="type")],
+    BeforeValidator(only_types(_CRITERIA, "testing criterion", _NOT_CRITERIA)),
+    AfterValidator(_templates_of),
 ]
 
 
@@ -57,8 +95,10 @@ class EvalRequest(Spec):
     """The body of POST /v1/evals."""
 
     name: str | None = Field(None, min_length=1, max_length=256)
-    data_source_config: Annotated[CustomDataSource, BeforeValidator(only_type("custom", "data source"))]
-    testing_criteria: Annotated[list[Criterion], Field(min_length=1, max_length=16), AfterValidator(_distinct_names)]
+    data_source_config: Annotated[CustomDataSource, BeforeValidator(only_types(("custom",), "data source"))]
+    testing_criteria: Annotated[
+        list[WireCriterion], Field(min_length=1, max_length=16), AfterValidator(_distinct_names)
+    ]
     metadata: Metadata | None = None
 
 

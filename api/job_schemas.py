@@ -125,6 +125,8 @@ class FineTuningJob(Listed):
     trained_tokens: int | None
     training_file: str
     validation_file: str | None
+    #: In OpenAI's examples, not in its schema.
+    user_provided_suffix: str | None
     hone: HoneJob
 
 
@@ -174,6 +176,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
         trained_tokens=job.trained_tokens,
         training_file=spec.training_file,
         validation_file=spec.validation_file,
+        user_provided_suffix=spec.suffix,
         hone=HoneJob(
             lora=asked["lora"],
             quantization=asked["quantization"],

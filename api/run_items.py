@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from api.deps import Parts
 from api.file_access import require_input
-from api.run_request import InlineSource, RunRequest
+from api.run_request import InlineItem, InlineSource, RunRequest
 from api.uploads import store_file
 from core import dataset
 from core.errors import InvalidRequestError
@@ -14,32 +15,52 @@ from core.templates import missing_path
 from models.tables import File
 
 
-def items_file_of(parts: Parts, project_id: str, body: RunRequest, paths: set[str]) -> File:
+@dataclass(frozen=True)
+class Needs:
+    """What the templates of a run and its eval name: fields of each item, and whether each item brings an answer."""
+
+    paths: set[str]
+    sample: bool
+
+
+def items_file_of(parts: Parts, project_id: str, body: RunRequest, needs: Needs) -> File:
     """The file of the run's items, each of which has what the templates name. Raises InvalidRequestError."""
     source = body.data_source.source
     if isinstance(source, InlineSource):
-        items = [entry.item for entry in source.content]
-        _require_paths(items, paths, "data_source.source.content")
-        lines = (json.dumps({"item": item}, ensure_ascii=False).encode() + b"\n" for item in items)
-        report = {"format": "items", "samples": len(items), "problem_count": 0, "problems": []}
+        records = [_record(entry) for entry in source.content]
+        _require(records, needs, "data_source.source.content")
+        lines = (json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+        report = {"format": "items", "samples": len(records), "problem_count": 0, "problems": []}
         return store_file(parts, project_id, lines, filename="inline.jsonl", purpose="evals", report=report)
     param = "data_source.source.id"
     with parts.database.read() as session:
         file = require_input(session, project_id, source.id, purpose="evals", param=param)
-    _require_paths(_read_items(parts, file), paths, param)
+    _require(_read_records(parts, file), needs, param)
     return file
 
 
-def _read_items(parts: Parts, file: File) -> Iterator[dict[str, Any]]:
-    return dataset.read_items(parts.storage.get(file.storage_key), parts.settings.max_line_bytes)
+def _record(entry: InlineItem) -> dict[str, Any]:
+    return {"item": entry.item} if entry.sample is None else {"item": entry.item, "sample": entry.sample}
 
 
-def _require_paths(items: Iterable[dict[str, Any]], paths: set[str], param: str) -> None:
-    for number, item in enumerate(items, start=1):
-        if (path := missing_path(item, paths)) is not None:
+def _read_records(parts: Parts, file: File) -> Iterator[dict[str, Any]]:
+    chunks = parts.storage.get(file.storage_key)
+    return (record for _, record in dataset.read_item_lines(chunks, parts.settings.max_line_bytes))
+
+
+def _require(records: Iterable[dict[str, Any]], needs: Needs, param: str) -> None:
+    for number, record in enumerate(records, start=1):
+        if (path := missing_path(record["item"], needs.paths)) is not None:
             raise InvalidRequestError(
                 f"Item {number} has no '{path}', which a template names as {{{{item.{path}}}}}. "
                 "Add it to the item or change the template.",
+                param=param,
+                code="missing_field",
+            )
+        if needs.sample and not isinstance((record.get("sample") or {}).get("output_text"), str):
+            raise InvalidRequestError(
+                f"Item {number} brings no answer, which a criterion names as {{{{sample.output_text}}}}. Write "
+                '{"item": …, "sample": {"output_text": …}}, or have a model asked by the data source \'completions\'.',
                 param=param,
                 code="missing_field",
             )

@@ -2,23 +2,30 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from api.eval_schemas import only_type
+from api.eval_schemas import only_types
 from api.schemas import Metadata
 from core.specs import SamplingSpec, Spec, TemplateMessage
 from core.templates import normalize
 
 
-class InputText(Spec):
-    """OpenAI's text part."""
+def _message_text(content: Any) -> Any:
+    """OpenAI's forms of a content, as one text: a string, a text part, or a list of these."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if _is_text(part) else part for part in parts]
+    if not parts or not all(isinstance(text, str) for text in texts):
+        raise PydanticCustomError(
+            "unsupported",
+            "a content is a text, {form}, or a list of these; this server has no images and no audio",
+            {"form": '{"type": "input_text", "text": …}'},
+        )
+    return normalize("".join(texts), sample=False)
 
-    type: Literal["input_text"]
-    text: str
 
-
-def _message_template(content: str | InputText) -> str:
-    return normalize(content if isinstance(content, str) else content.text, sample=False)
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("input_text", "output_text")
 
 
 class TemplateTurn(Spec):
@@ -26,11 +33,10 @@ class TemplateTurn(Spec):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | InputText, AfterValidator(_message_template)]
+    content: Annotated[str, BeforeValidator(_message_text)]
 
     def to_spec(self) -> TemplateMessage:
         """The message as a worker reads it."""
-        assert isinstance(self.content, str)
         return TemplateMessage(role=self.role, content=self.content)
 
 
@@ -72,9 +78,10 @@ class FileSource(Spec):
 
 
 class InlineItem(Spec):
-    """One item."""
+    """One item, and the answer that it brings if it does: ``{"output_text": …}``."""
 
     item: dict[str, Any]
+    sample: dict[str, Any] | None = None
 
 
 class InlineSource(Spec):
@@ -84,26 +91,50 @@ class InlineSource(Spec):
     content: list[InlineItem] = Field(min_length=1)
 
 
+Source = Annotated[FileSource | InlineSource, Field(discriminator="type")]
+
+
 class CompletionsSource(Spec):
     """Prompt the model once an item."""
 
     type: Literal["completions"]
     model: str = Field(max_length=256)
-    input_messages: Annotated[InputMessages, BeforeValidator(only_type("template", "kind of input messages"))]
+    input_messages: Annotated[InputMessages, BeforeValidator(only_types(("template",), "kind of input messages"))]
     sampling_params: SamplingParams | None = None
-    source: Annotated[FileSource | InlineSource, Field(discriminator="type")]
+    source: Source
+
+
+class JsonlSource(Spec):
+    """Judge what the items hold; no model is asked."""
+
+    type: Literal["jsonl"]
+    source: Source
 
 
 class HoneRun(Spec):
-    """Ours: whether the base of a fine-tuned model answers as well, to compare."""
+    """Ours: whether the base of a fine-tuned model answers as well, and whether answers end behind their code block."""
 
     compare_base: bool = True
+    stop_at_fence: bool = True
+
+
+_REASONS = {"responses": ": it has no responses API"}
+DataSource = Annotated[
+    Annotated[CompletionsSource | JsonlSource, Field(discriminator="type")],
+    BeforeValidator(only_types(("completions", "jsonl"), "data source", _REASONS)),
+]
 
 
 class RunRequest(Spec):
     """The body of POST /v1/evals/{id}/runs."""
 
     name: str | None = Field(None, min_length=1, max_length=256)
-    data_source: Annotated[CompletionsSource, BeforeValidator(only_type("completions", "data source"))]
+    data_source: DataSource
     metadata: Metadata | None = None
     hone: HoneRun | None = None
+
+    @model_validator(mode="after")
+    def _hone_is_for_models(self) -> "RunRequest":
+        if self.hone is not None and isinstance(self.data_source, JsonlSource):
+            raise ValueError("'hone' says how models are asked, and a jsonl run asks none; leave it out")
+        return self

@@ -78,6 +78,7 @@ class HoneRunObject(_Wire):
     result_files: list[str]
     progress: Progress
     compare_base: bool
+    stop_at_fence: bool
 
 
 class RunObject(Listed):
@@ -140,6 +141,7 @@ def run_object(run: EvalRun, job: Job, outcome: Outcome, report_url: str) -> Run
             result_files=outcome.files,
             progress=progress_of(job),
             compare_base=spec.compare_base,
+            stop_at_fence=spec.stops_at_fence,
         ),
     )
 
@@ -148,7 +150,7 @@ def _usage(job: Job) -> list[ModelUsage]:
     """The model's, and its base's where that was asked as well."""
     told = (job.report or {}).get("usage")
     if not told:
-        return [ModelUsage(model_name=job.model)]
+        return [ModelUsage(model_name=job.model)] if job.model else []
     return [
         ModelUsage(
             model_name=entry["model"],
@@ -175,15 +177,17 @@ def _criteria(job: Job, spec: EvaluationSpec) -> list[CriterionResult]:
 
 
 class ItemResult(_Wire):
-    """One criterion's score of one item, with its parts and the base's beside it."""
+    """One criterion's score of one item, with CodeBLEU's parts, why it was not scored, and the base's beside it."""
 
     name: str
     type: str
     passed: bool
     score: float
     sample: dict[str, Any] | None = None
-    parts: dict[str, float] | None = None
+    exact_match: bool | None = None
+    parts: dict[str, float | None] | None = None
     parse: str | None = None
+    reason: str | None = None
     base: dict[str, Any] | None = None
 
 
@@ -236,7 +240,11 @@ def output_item(row: EvalOutputItem, run: EvalRun, job: Job) -> OutputItem:
         datasource_item=row.item,
         results=[ItemResult.model_validate(result) for result in row.results["results"]],
         sample=_sample(row, job),
-        hone={"base": row.base, "code": row.sample.get("code")},
+        hone={
+            "base": row.base,
+            "code": row.sample.get("code"),
+            "finish_reason": row.sample["finish_reason"],
+        },
     )
 
 
@@ -248,10 +256,12 @@ def _prompt(message: TemplateMessage, row: EvalOutputItem) -> ItemMessage:
 def _sample(row: EvalOutputItem, job: Job) -> ItemSample:
     spec = EvaluationSpec.model_validate(job.spec)
     asked, answered = int(row.sample.get("prompt_tokens", 0)), int(row.sample.get("tokens", 0))
+    text = row.sample["output_text"]
     return ItemSample(
         input=[_prompt(message, row) for message in spec.messages],
-        output=[ItemMessage(role="assistant", content=row.sample["output_text"])],
-        finish_reason=row.sample["finish_reason"],
+        output=[] if text is None else [ItemMessage(role="assistant", content=text)],
+        # OpenAI's word for an end that the request asked for; which one it was stands under `hone`.
+        finish_reason="stop" if row.sample["finish_reason"] == "fence" else row.sample["finish_reason"],
         model=job.model,
         usage=TokenUsage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered),
         max_completion_tokens=spec.sampling.max_tokens,

@@ -20,7 +20,7 @@ from rich.table import Table
 from cli.client import evaluate, fetch_results, fine_tune, upload
 from cli.console import console, say
 from cli.embedded import DemoError, EmbeddedHone
-from cli.report import PART_TITLES, DemoRun, corpora, write_report
+from cli.report import PART_TITLES, DemoRun, criterion_of, difference_row, sides, write_report
 from cli.samples import Sample, split, stdlib_samples
 from worker.bundles import BundleError, unpack, verify
 
@@ -171,11 +171,13 @@ def tensor_names(path: Path) -> list[str]:
 
 def show(out: Path, demo: DemoRun) -> None:
     """End with the table and the paths."""
-    tuned, base = corpora(demo.scores)
+    criterion = criterion_of(demo.scores)
     table = Table("", *PART_TITLES.values(), title=f"CodeBLEU over {demo.scores['samples']} held-out functions")
-    for name, corpus in (("base", base), ("tuned", tuned)):
-        table.add_row(name, *(_figure(corpus[part]) for part in PART_TITLES))
+    for name, figures in sides(criterion):
+        table.add_row(name, *(_figure(figures[part]) for part in PART_TITLES))
+    table.add_row("difference", *difference_row(criterion))
     console.print(table)
+    say(criterion["verdict"]["sentence"], style="bold")
     for name, what in (
         ("report.md", "what ran, on what, and what came out"),
         ("adapter/", "the adapter: peft.PeftModel.from_pretrained(base, 'adapter')"),

@@ -1,6 +1,7 @@
 """demo-out/report.md: what ran, on what, and what came out, as the API and the downloads tell it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,25 @@ class DemoRun:
         return report
 
 
-def corpora(scores: Json) -> tuple[Json, Json]:
-    """The tuned model's figures and the base's."""
-    criterion = scores["criteria"][0]
-    return criterion["model"], criterion["base"]
+def criterion_of(scores: Json) -> Json:
+    """The demo's one criterion: CodeBLEU, of the tuned model and of its base."""
+    criterion: Json = scores["criteria"][0]
+    return criterion
+
+
+def sides(criterion: Json) -> list[tuple[str, Json]]:
+    """Base and tuned, and each one's figures."""
+    return [("base", criterion["base"]), ("tuned", criterion["model"])]
+
+
+def difference_row(criterion: Json) -> list[str]:
+    """How much better each figure is, signed."""
+    return [signed(criterion["difference"][part]["mean"]) for part in PART_TITLES]
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    return "-" if value is None else f"{value:+.3f}"
 
 
 def write_report(out: Path, demo: DemoRun) -> None:
@@ -160,26 +176,52 @@ def _losses(steps: list[Json]) -> str:
 
 
 def _scores(demo: DemoRun) -> str:
-    tuned, base = corpora(demo.scores)
-    criterion = demo.scores["criteria"][0]
-    rows = [
-        [name, *(_number(corpus[part]) for part in PART_TITLES)] for name, corpus in (("base", base), ("tuned", tuned))
-    ]
-    counts = ["empty", "unparsable", "refused", "truncated", "exact_match"]
-    count_rows = [
-        [name, *(str(corpus[count]) for count in counts)] for name, corpus in (("base", base), ("tuned", tuned))
-    ]
+    criterion = criterion_of(demo.scores)
+    rows = [[name, *(_with_interval(figures, part) for part in PART_TITLES)] for name, figures in sides(criterion)]
+    rows.append(["difference", *(_difference(criterion["difference"][part]) for part in PART_TITLES)])
     weights = ", ".join(f"{weight:g}" for weight in criterion["weights"])
+    how = demo.scores["bootstrap"]
     return "\n\n".join(
         [
             "## Evaluation",
+            f"**{criterion['verdict']['sentence']}**",
             _table(["", *PART_TITLES.values()], rows),
-            f"CodeBLEU by {criterion['metric']}, weights {weights}; means over {demo.scores['samples']} answers. "
+            f"CodeBLEU by {criterion['metric']}, weights {weights}; means over {demo.scores['samples']} answers. In "
+            f"brackets: {how['confidence']:.0%} intervals of a bootstrap over the items ({how['resamples']:,} draws, "
+            f"seed {how['seed']}); a difference is taken item by item, so its interval is its own. "
             "An answer that is empty or does not parse scores 0. How the answers were:",
-            _table(["", *(count.replace("_", " ") for count in counts)], count_rows),
-            "![CodeBLEU and its parts, base beside tuned](codebleu.png)",
+            _counts(demo, criterion),
+            "![CodeBLEU and its parts, base beside tuned, with intervals](codebleu.png)",
         ]
     )
+
+
+def _with_interval(figures: Json, part: str) -> str:
+    return f"{_number(figures[part])}{_brackets(figures['intervals'][part], _number)}"
+
+
+def _difference(found: Json) -> str:
+    return f"{signed(found['mean'])}{_brackets(found['interval'], signed)}"
+
+
+def _brackets(interval: list[float] | None, write: Callable[[float | None], str]) -> str:
+    return "" if interval is None else f" [{write(interval[0])} to {write(interval[1])}]"
+
+
+def _counts(demo: DemoRun, criterion: Json) -> str:
+    """What became of the answers: whether they were code, and what ended them."""
+    counts = ["empty", "unparsable", "refused", "truncated", "exact_match"]
+    ends = {"stop": "ended by the model", "fence": "ended behind their code block"}
+    reasons = {"base": demo.scores["usage"][1]["finish_reasons"], "tuned": demo.scores["usage"][0]["finish_reasons"]}
+    rows = [
+        [
+            name,
+            *(str(figures[count]) for count in counts),
+            *(str(reasons[name].get(reason, 0)) for reason in ends),
+        ]
+        for name, figures in sides(criterion)
+    ]
+    return _table(["", *(count.replace("_", " ") for count in counts), *ends.values()], rows)
 
 
 def _samples(items: list[Json]) -> str:

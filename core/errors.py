@@ -65,6 +65,12 @@ class TooLargeError(HoneError):
     status = 413
 
 
+class UnsupportedMediaTypeError(HoneError):
+    """A body of a type that the route does not read."""
+
+    status = 415
+
+
 class UnavailableError(HoneError):
     """A part that the request needs can't be reached at the moment."""
 

@@ -34,6 +34,11 @@ def item_paths(templates: Iterable[str]) -> set[str]:
     return {path.removeprefix("item.") for path in used if path != _SAMPLE}
 
 
+def names_sample(templates: Iterable[str]) -> bool:
+    """Whether a template uses {{sample.output_text}}."""
+    return any(found[1] == _SAMPLE for template in templates for found in _REFERENCE.finditer(template))
+
+
 def missing_path(item: Mapping[str, Any], paths: Iterable[str]) -> str | None:
     """The first of the paths that an item does not have."""
     return next((path for path in sorted(paths) if _look_up(path, item) is None), None)

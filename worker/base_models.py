@@ -3,8 +3,9 @@
 import hashlib
 import importlib.util
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
@@ -182,6 +183,39 @@ def load_base(
     model.requires_grad_(False)
     _keep_weights_as_trained(model)
     return model
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A base model as a job wants it: the arguments of ``load_base``."""
+
+    entry: BaseModelEntry
+    cache: Path
+    quantization: QuantizationSpec
+    precision: Precision
+
+
+class Bases(Protocol):
+    """Where a job gets its base model."""
+
+    def has(self, wanted: Wanted) -> bool:
+        """Whether it is in memory."""
+
+    def lend(self, wanted: Wanted) -> PreTrainedModel:
+        """The base, which the job may change as it likes. Raises TrainingError as ``load_base``."""
+
+
+class _Fresh:
+    """Loads for each job."""
+
+    def has(self, wanted: Wanted) -> bool:
+        return False
+
+    def lend(self, wanted: Wanted) -> PreTrainedModel:
+        return load_base(wanted.entry, wanted.cache, wanted.quantization, wanted.precision)
+
+
+FRESH: Bases = _Fresh()
 
 
 def _keep_weights_as_trained(model: PreTrainedModel) -> None:

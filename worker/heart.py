@@ -12,7 +12,7 @@ from core.settings import Settings
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim, LeaseLostError
-from worker.child import Child
+from worker.host import Running
 
 log = get_logger(__name__)
 
@@ -55,7 +55,7 @@ class Heart:
         self._database = database
         self._claim = claim
         self._settings = settings
-        self._child: Child | None = None
+        self._child: Running | None = None
         #: Lines of the child at the last beat, and for how many seconds there have been no others: counted by beats,
         #: so that a worker that was stopped itself does not take its own absence for the child's.
         self._lines_told = 0
@@ -75,7 +75,7 @@ class Heart:
         # A beat that hangs on the network must not keep the slot; what it writes later is refused by its epoch.
         self._thread.join(5)
 
-    def attach(self, child: Child) -> None:
+    def attach(self, child: Running) -> None:
         """Stop this child from now on, or at once when that was asked for before it was there."""
         with self._lock:
             self._child = child

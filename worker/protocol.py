@@ -184,6 +184,11 @@ class LineWriter:
             self._stream.write(text)
             self._stream.flush()
 
+    def write(self, line: bytes) -> None:
+        """Write a line that is not the protocol's own."""
+        self._stream.write(line.decode())
+        self._stream.flush()
+
 
 def take_stdout() -> LineWriter:
     """Keep standard output for the lines alone: what libraries print from here on goes to standard error."""

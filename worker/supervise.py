@@ -29,6 +29,7 @@ from worker.checkpoints import MANIFEST
 from worker.child import Child
 from worker.finish import STORAGE_ERRORS, Ending, finish, object_key
 from worker.heart import Heart, Stop
+from worker.host import Host, Order, Running, base_of
 from worker.protocol import (
     Answered,
     Done,
@@ -65,6 +66,16 @@ def child_command(kind: JobKind) -> list[str]:
     return [sys.executable, "-m", "worker.train" if kind == JobKind.FINE_TUNE else "worker.evaluate"]
 
 
+def caches(settings: Settings) -> dict[str, str]:
+    """Variables that keep compiled kernels for the next process."""
+    folder = settings.home / "cache"
+    return {
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "CUDA_CACHE_PATH": str(folder / "cuda"),
+    }
+
+
 class Attempt:
     """One run of a claimed job."""
 
@@ -75,7 +86,9 @@ class Attempt:
         storage: Storage,
         settings: Settings,
         command: Command = child_command,
+        host: Host | None = None,
     ) -> None:
+        self._host = host
         self._claim = claim
         self._database = database
         self._storage = storage
@@ -121,11 +134,7 @@ class Attempt:
         self._record([Event(message=message, level="warn") for message in preparation.warnings])
         if self._heart.stop is not None:
             return self._stopped()
-        child = Child(
-            [*self._command(self._claim.kind), str(space.input), str(space.out)],
-            stderr=space.stderr,
-            env={name: value for name, value in os.environ.items() if name not in _SECRETS},
-        )
+        child = self._start(space)
         try:
             self._heart.attach(child)
             self._follow(child, space)
@@ -136,7 +145,17 @@ class Attempt:
 
     # --- While it runs ------------------------------------------------------------------------------------------------
 
-    def _follow(self, child: Child, space: Workspace) -> None:
+    def _start(self, space: Workspace) -> Running:
+        """The job's process: for training the warm one, if the worker keeps one; anything else has the GPU alone."""
+        env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | caches(self._settings)
+        if self._host is not None and self._claim.kind == JobKind.FINE_TUNE:
+            return self._host.start(Order.of(space), base_of(space.input), env)
+        if self._host is not None:
+            self._host.close()
+        argv = [*self._command(self._claim.kind), str(space.input), str(space.out)]
+        return Child(argv, stderr=space.stderr, env=env)
+
+    def _follow(self, child: Running, space: Workspace) -> None:
         while (batch := child.take()) is not None:
             entries: list[Entry] = []
             for line in filter(None, map(self._parse, batch)):

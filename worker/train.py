@@ -28,7 +28,7 @@ from core.resolve import Facts, Resolved, resolve
 from core.shape import ModelShape, read_shape
 from core.specs import FineTuneSpec
 from worker.artifacts import write_artifacts
-from worker.base_models import default_template, fingerprint, load_base, load_config, load_tokenizer
+from worker.base_models import FRESH, Bases, Wanted, default_template, fingerprint, load_config, load_tokenizer
 from worker.checkpoints import read_manifest, sha256_of
 from worker.environment import (
     available_memory,
@@ -103,7 +103,7 @@ def prepare(job: TrainingInput) -> Prepared:
     return Prepared(tokenizer, sequences, train, validation, resolved, shape, report)
 
 
-def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -> ExitCode:
+def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases = FRESH) -> ExitCode:
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
     began = time.monotonic()
 
@@ -115,8 +115,9 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
     # 2. The base model in 4 bits, and a fresh adapter in float32.
     if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked) or stop.asked:
         return ExitCode.STOPPED
-    lines.send(Event(message=f"Loading base model {job.spec.model}"))
-    base = load_base(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    lines.send(Event(message=_told(job.spec.model, loaded=bases.has(wanted))))
+    base = bases.lend(wanted)
     base.config.use_cache = False
     model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
     report = {
@@ -163,6 +164,10 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
     save(job, out / "artifacts", replace(data, resolved=plan.resolved), model, progress, report)
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
     return ExitCode.DONE
+
+
+def _told(model: str, *, loaded: bool) -> str:
+    return f"Base model {model} is loaded" if loaded else f"Loading base model {model}"
 
 
 def warn_if_uncovered(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> None:
@@ -227,15 +232,18 @@ def save(
 
 
 def main(arguments: list[str]) -> ExitCode:
-    """Run the job that the command line names; every way to end has its exit code."""
+    """Run the job that the command line names."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     stop = StopRequest()
     stop.listen()
-    lines = take_stdout()
-    source, out = Path(arguments[0]), Path(arguments[1])
+    return run(Path(arguments[0]), Path(arguments[1]), take_stdout(), stop)
+
+
+def run(source: Path, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases = FRESH) -> ExitCode:
+    """Run the job of an input file; every way to end has its exit code."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return train(TrainingInput.model_validate_json(source.read_bytes()), out, lines, stop)
+        return train(TrainingInput.model_validate_json(source.read_bytes()), out, lines, stop, bases)
     except Exception as error:
         told = error if isinstance(error, HoneError) else disk_full(error)
         if told is None:

@@ -194,9 +194,8 @@ class Preparation:
 
     def _write_kept(self, rows: list[KeptAnswer]) -> Path:
         path = self._folder / "kept.jsonl"
-        write_kept(
-            path, ((row.side, row.position, row.answer, row.grades["grades"] if row.grades else None) for row in rows)
-        )
+        found = ((row.side, row.position, row.answer, row.grades["grades"] if row.grades else None) for row in rows)
+        write_kept(path, found)
         return path
 
     def _find_file(self, session: Session, project_id: str, file_id: str, param: str) -> File:

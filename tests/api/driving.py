@@ -137,7 +137,7 @@ def evaluate(database: Database, storage: Storage) -> Claim:
                 sample={
                     "output_text": "```x```",
                     "code": "x",
-                    "finish_reason": "stop",
+                    "finish_reason": "fence",
                     "prompt_tokens": 5,
                     "tokens": 3,
                 },

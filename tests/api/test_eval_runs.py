@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 from openai import OpenAI
@@ -66,7 +67,8 @@ def test_openais_client_runs_an_eval_and_reads_its_items(client: OpenAI, databas
         "total_tokens": 8,
     }
     assert raw["results"][0]["parts"]["syntax"] == 0.5
-    assert raw["hone"] == {"base": None, "code": "x"}
+    assert raw["hone"] == {"base": None, "code": "x", "finish_reason": "fence"}
+    assert raw["sample"]["finish_reason"] == "stop"
 
     deleted = client.evals.runs.delete(run.id, eval_id=made.id)
     assert (deleted.run_id, deleted.deleted) == (run.id, True)
@@ -93,6 +95,64 @@ def test_inline_items_become_a_file_so_that_the_job_has_all_it_needs(http: TestC
     assert http.delete(f"/v1/files/{file_id}").status_code == 400
 
 
+JSONL = {
+    "type": "jsonl",
+    "source": {
+        "type": "file_content",
+        "content": [
+            {"item": {"completion": "x = 1"}, "sample": {"output_text": "x = 1"}},
+            {"item": {"completion": "y"}, "sample": {"output_text": "z"}},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_run_over_items_that_bring_their_answers_asks_no_model(client: OpenAI, database: Database, by_file):
+    made = client.evals.create(**EVAL)
+    source = copy.deepcopy(JSONL)
+    if by_file:
+        lines = "".join(json.dumps(entry) + "\n" for entry in source["source"]["content"])
+        file = client.files.create(file=("items.jsonl", lines.encode()), purpose="evals")
+        source["source"] = {"type": "file_id", "id": file.id}
+    run = client.evals.runs.create(made.id, data_source=source)
+    raw = client.evals.runs.with_raw_response.retrieve(run.id, eval_id=made.id).http_response.json()
+    RunCreateResponse.model_validate({**raw, "error": NO_ERROR}, strict=True)
+    assert (raw["model"], raw["name"], raw["per_model_usage"]) == ("", "jsonl run", [])
+    assert raw["data_source"]["type"] == "jsonl"
+    lines = client.files.content(raw["data_source"]["source"]["id"]).text.splitlines()
+    assert [json.loads(line) for line in lines] == JSONL["source"]["content"]
+    with database.read() as session:
+        spec = EvaluationSpec.model_validate(session.get_one(Job, run.id).spec)
+    assert (spec.source, spec.model, spec.base_model, spec.messages) == ("jsonl", "", "", ())
+    assert client.evals.runs.cancel(run.id, eval_id=made.id).status == "canceled"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"item": {"completion": "x"}}, "Item 1 brings no answer"),
+        ({"item": {"completion": "x"}, "sample": {"output_text": None}}, "Item 1 brings no answer"),
+        ({"item": {"prompt": "x"}, "sample": {"output_text": "y"}}, "Item 1 has no 'completion'"),
+    ],
+)
+def test_items_that_lack_what_a_criterion_names_are_refused(shared: Shared, content, words):
+    eval_id = shared.http.post("/v1/evals", json=EVAL).json()["id"]
+    body = {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [content]}}}
+    answer = shared.http.post(f"/v1/evals/{eval_id}/runs", json=body)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "data_source.source.content"
+    assert words in error_of(answer)["message"]
+    assert shared.made() == {"files": 0, "jobs": 0, "objects": 0}
+
+
+def test_how_models_are_asked_is_refused_where_none_is(http: TestClient):
+    eval_id = http.post("/v1/evals", json=EVAL).json()["id"]
+    answer = http.post(f"/v1/evals/{eval_id}/runs", json={"data_source": JSONL, "hone": {"compare_base": True}})
+    assert answer.status_code == 400
+    assert "a jsonl run asks none" in error_of(answer)["message"]
+
+
 def test_a_failed_run_says_why(http: TestClient, database: Database):
     eval_id = http.post("/v1/evals", json=EVAL).json()["id"]
     run = http.post(f"/v1/evals/{eval_id}/runs", json=run_body(INLINE)).json()
@@ -104,19 +164,24 @@ def test_a_failed_run_says_why(http: TestClient, database: Database):
 def test_a_fine_tune_is_evaluated_beside_its_base(http: TestClient, database: Database, storage: Storage):
     submit(http)
     train(database, storage)
-    body = run_body(INLINE, hone={"compare_base": False})
+    body = run_body(INLINE, hone={"compare_base": False, "stop_at_fence": False})
     body["data_source"]["model"] = model = http.get("/v1/models").json()["data"][-1]["id"]
     eval_id = http.post("/v1/evals", json=EVAL).json()["id"]
     run = http.post(f"/v1/evals/{eval_id}/runs", json=body).json()
     with database.read() as session:
         spec = EvaluationSpec.model_validate(session.get_one(Job, run["id"]).spec)
     assert (spec.model, spec.base_model, spec.prompt_template, spec.compare_base) == (model, "tiny", "chat", False)
+    assert not spec.stops_at_fence
+    assert (run["hone"]["compare_base"], run["hone"]["stop_at_fence"]) == (False, False)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "param", "words"),
     [
-        (("type",), "jsonl", "data_source", "Use the type 'completions'"),
+        (("type",), "responses", "data_source", "no responses API. Use the type 'completions' or 'jsonl'"),
+        (("type",), "jsonl", "data_source.model", "Unknown field"),
+        (("input_messages", "template", 0, "content"), [{"type": "input_image", "image_url": "x"}],
+         "data_source.input_messages.template[0].content", "no images and no audio"),
         (("model",), "gpt-4", "data_source.model", "Use one of: org/base, tiny"),
         (("input_messages",), {"type": "item_reference", "item_reference": "item.x"},
          "data_source.input_messages", "'template'"),

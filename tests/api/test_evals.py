@@ -40,8 +40,36 @@ def test_evals_sort_by_their_last_change_and_pages_hold_when_others_are_made(cli
     assert [row.id for row in newest.data] == [first]
 
 
+CHECK = {
+    "type": "string_check", "name": "right", "operation": "ilike",
+    "input": "{{sample.output_text}}", "reference": "{{item.completion}}",
+}  # fmt: skip
+SIMILARITY = {
+    "type": "text_similarity", "name": "close", "evaluation_metric": "rouge_l", "pass_threshold": 0.5,
+    "input": "{{sample.output_text}}", "reference": "{{item.completion}}",
+}  # fmt: skip
+
+
 def _criterion(**fields):
     return {"testing_criteria": [{**EVAL["testing_criteria"][0], **fields}]}
+
+
+def _similarity(metric: str, **fields):
+    return {"testing_criteria": [{**SIMILARITY, "evaluation_metric": metric, **fields}]}
+
+
+def _check(operation: str):
+    return {"testing_criteria": [{**CHECK, "operation": operation}]}
+
+
+def test_openais_own_criteria_come_back_as_its_client_knows_them(client: OpenAI):
+    made = client.evals.create(**EVAL | {"testing_criteria": [CHECK, SIMILARITY]})
+    raw = client.evals.with_raw_response.retrieve(made.id).http_response.json()
+    EvalCreateResponse.model_validate(raw, strict=True)
+    assert raw["testing_criteria"] == [CHECK, SIMILARITY]
+    check, similarity = made.testing_criteria
+    assert (type(check).__name__, check.operation) == ("StringCheckGrader", "ilike")
+    assert (similarity.evaluation_metric, similarity.pass_threshold) == ("rouge_l", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +78,18 @@ def _criterion(**fields):
         ({"data_source_config": {"type": "logs"}}, "data_source_config", "'logs'. Use the type 'custom'"),
         ({"data_source_config": {"type": "stored_completions"}}, "data_source_config", "'stored_completions'"),
         ({"data_source_config": {"type": "custom"}}, "data_source_config.item_schema", "is missing"),
-        (_criterion(type="string_check"), "testing_criteria[0]", "'string_check'. Use the type 'code_bleu'"),
+        (_criterion(type="regex"), "testing_criteria[0]", "'code_bleu' or 'string_check' or 'text_similarity'"),
+        (_criterion(type="python"), "testing_criteria[0]", "it runs no code that requests bring"),
+        (_criterion(type="score_model"), "testing_criteria[0]", "no model that judges"),
+        (_criterion(type="label_model"), "testing_criteria[0]", "no model that judges"),
+        (_criterion(type="multi"), "testing_criteria[0]", "criteria of their own"),
+        (_similarity("cosine"), "testing_criteria[0].evaluation_metric", "it compares embeddings"),
+        (_similarity("meteor"), "testing_criteria[0].evaluation_metric", "WordNet"),
+        (_similarity("wer"), "testing_criteria[0].evaluation_metric", "'fuzzy_match', 'bleu'"),
+        (_similarity("bleu", pass_threshold=2), "testing_criteria[0].pass_threshold", "less than or equal to 1"),
+        (_similarity("bleu", colour="red"), "testing_criteria[0].colour", "Unknown field"),
+        (_similarity("bleu", input="{{sample.choices}}"), "testing_criteria[0]", "{{sample.output_text}}"),
+        (_check("gt"), "testing_criteria[0].operation", "'eq', 'ne', 'like' or 'ilike'"),
         (_criterion(lang="java"), "testing_criteria[0].lang", "'python'"),
         (_criterion(weights=[1, 1, 0, 0]), "testing_criteria[0]", "sum to 1"),
         (_criterion(pass_threshold=2), "testing_criteria[0].pass_threshold", "less than or equal to 1"),

@@ -102,10 +102,10 @@ def test_lists_show_none_of_it(shared: Shared, theirs: dict[str, Any]):
 @pytest.mark.parametrize(
     ("path", "cursor"), [("/v1/files", "file_id"), ("/v1/fine_tuning/jobs", "job_id"), ("/v1/evals", "eval_id")]
 )
-def test_a_cursor_of_another_project_is_a_400(shared: Shared, theirs: dict[str, Any], path: str, cursor: str):
+def test_a_cursor_of_another_project_opens_nothing(shared: Shared, theirs: dict[str, Any], path: str, cursor: str):
+    # Any id that looks right is a cursor, for its row may have been deleted; what it leads to is the asker's own.
     answer = shared.http.get(path, params={"after": theirs[cursor]}, headers=theirs["headers"])
-    assert answer.status_code == 400
-    assert (error_of(answer)["param"], error_of(answer)["code"]) == ("after", "invalid_cursor")
+    assert (answer.status_code, answer.json()["data"]) == (200, [])
 
 
 def test_another_projects_things_can_not_be_named_in_a_body(shared: Shared, theirs: dict[str, Any]):

@@ -50,7 +50,7 @@ def told(stream: io.StringIO, kind: type) -> list:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return [sample for sample in stdlib_samples() if sample.characters < 400][:16]
+    return [sample for sample in stdlib_samples() if sample.characters < 400][:24]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def finished(tmp_path_factory, tiny_llama: Path, samples) -> tuple[Path, DemoRun
 
     folder = tmp_path_factory.mktemp("demo")
     base = FolderModel(source="folder", path=tiny_llama)
-    to_train, held_out = split(samples, 4)
+    to_train, held_out = split(samples, 12)
     (folder / "train.jsonl").write_text("".join(sample.training_line() for sample in to_train))
     (folder / "items.in").write_text("".join(sample.item_line() for sample in held_out))
     out = folder / "demo-out"
@@ -115,6 +115,14 @@ def test_the_folder_holds_every_file_and_the_report_shows_the_pictures(finished)
     assert all((out / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
+PARTS = ("codebleu", "ngram", "weighted_ngram", "syntax", "dataflow")
+
+
+def shown(value: float | None, interval: list[float] | None, form: str) -> str:
+    told = "-" if value is None else form.format(value)
+    return told if interval is None else f"{told} [{form.format(interval[0])} to {form.format(interval[1])}]"
+
+
 def test_the_report_holds_the_scores_and_the_model_in_numbers(finished):
     out, demo = finished
     text = (out / "report.md").read_text()
@@ -122,8 +130,19 @@ def test_the_report_holds_the_scores_and_the_model_in_numbers(finished):
     for name, corpus in (("base", scores["base"]), ("tuned", scores["model"])):
         row = next(line for line in text.split("## Evaluation")[1].splitlines() if line.startswith(f"| {name} |"))
         cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
-        parts = [corpus[part] for part in ("codebleu", "ngram", "weighted_ngram", "syntax", "dataflow")]
-        assert cells == ["-" if part is None else f"{part:.3f}" for part in parts]
+        parts = [(corpus[part], corpus["intervals"][part]) for part in PARTS]
+        assert cells == [shown(value, interval, "{:.3f}") for value, interval in parts]
+    row = next(line for line in text.splitlines() if line.startswith("| difference |"))
+    found = [scores["difference"][part] for part in PARTS]
+    cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+    assert cells == [shown(entry["mean"], entry["interval"], "{:+.3f}") for entry in found]
+    assert f"**{scores['verdict']['sentence']}**" in text
+    assert "(95 % interval " in scores["verdict"]["sentence"]
+    for name, corpus, usage in (("base", scores["base"], 1), ("tuned", scores["model"], 0)):
+        ends = demo.scores["usage"][usage]["finish_reasons"]
+        counts = [corpus[count] for count in ("empty", "unparsable", "refused", "truncated", "exact_match")]
+        line = " | ".join(str(count) for count in [*counts, ends.get("stop", 0), ends.get("fence", 0)])
+        assert f"| {name} | {line} |" in text
     model = demo.report["model"]
     assert f"| parameters | {model['parameters']:,} |" in text
     assert f"{model['trainable_parameters']:,} ({model['trainable_percent']:.2f} %)" in text
@@ -134,7 +153,7 @@ def test_the_report_shows_the_first_three_answers_as_they_came(finished):
     out, _ = finished
     shown = (out / "report.md").read_text().split("side by side")[1]
     items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
-    assert len(items) == 4
+    assert len(items) == 12
     for item in items[:3]:
         assert item["item"]["instruction"] in shown
         assert item["item"]["completion"].rstrip() in shown
@@ -146,8 +165,11 @@ def test_the_end_shows_the_table_and_the_paths(finished, capsys):
     out, demo = finished
     show(out, demo)
     printed = capsys.readouterr().out
-    assert "CodeBLEU over 4 held-out functions" in printed
+    assert "CodeBLEU over 12 held-out functions" in printed
     assert str(out / "report.md") in printed
+    assert "difference" in printed
+    sentence = demo.scores["criteria"][0]["verdict"]["sentence"]
+    assert sentence in " ".join(printed.split())
 
 
 @pytest.mark.parametrize("name", RESULTS)

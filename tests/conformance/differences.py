@@ -32,6 +32,10 @@ def _paused(entry: Body) -> bool:
     return True
 
 
+def _suffix(entry: Body) -> bool:
+    return entry.get("object") == "fine_tuning.job" and entry.pop("user_provided_suffix", "") != ""
+
+
 def _no_error(entry: Body) -> bool:
     holder = entry.get("sample") if entry.get("object") == "eval.run.output_item" else entry
     if entry.get("object") not in ("eval.run", "eval.run.output_item") or not isinstance(holder, dict):
@@ -51,6 +55,7 @@ DIFFERENCES: dict[str, Callable[[Body], bool]] = {
     "`status` of a job may be `paused`, as in OpenAI's own example of a pause; the client's enumeration lacks it.": (
         _paused
     ),
+    "`user_provided_suffix` of a job, as in OpenAI's own examples; the client's type lacks it.": _suffix,
     "`error` of a run and of an item's sample is null when there is none, as in OpenAI's own examples; the client's "
     "type asks for an object.": _no_error,
 }

@@ -439,3 +439,28 @@ def test_a_job_moves_along_the_graph_and_nowhere_else(sqlite_url, source, target
     assert moved == (target in TRANSITIONS[source])
     assert job_of(database, job_id).status == (target if moved else source)
     database.dispose()
+
+
+def test_an_evaluations_answers_are_kept_under_the_epoch_until_it_has_ended(database):
+    job_id = submit(database)
+    first = claim(database)
+    answer = {"text": "x", "tokens": 1, "finish_reason": "stop"}
+    with database.write() as session:
+        lifecycle.keep_answer(session, first, "base", 3, {"text": "old"})
+        lifecycle.keep_answer(session, first, "base", 3, answer)  # told twice: the later one counts
+        lifecycle.keep_answer(session, first, "model", 1, answer)
+        lifecycle.keep_grades(session, first, "base", 3, [{"score": 0.1}])
+        lifecycle.keep_grades(session, first, "base", 4, [{"score": 0.1}])  # no such answer
+        lifecycle.hand_back(session, first, "of the test", count_attempt=True, max_attempts=3)
+    second = claim(database)
+    with pytest.raises(LeaseLostError), database.write() as session:
+        lifecycle.keep_answer(session, first, "model", 2, answer)
+    with pytest.raises(LeaseLostError), database.write() as session:
+        lifecycle.keep_grades(session, first, "model", 1, [])
+    with database.read() as session:
+        rows = [(row.side, row.position, row.answer, row.grades) for row in lifecycle.kept_answers(session, job_id)]
+    assert rows == [("base", 3, answer, {"grades": [{"score": 0.1}]}), ("model", 1, answer, None)]
+    with database.write() as session:
+        lifecycle.fail(session, second, TrainingError("no"))
+    with database.read() as session:
+        assert lifecycle.kept_answers(session, job_id) == []

@@ -18,12 +18,15 @@ from starlette.testclient import TestClient
 
 from cli.samples import Sample, stdlib_samples
 from core.errors import TrainingError
+from core.resolve import Facts, resolve
+from core.specs import FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
-from models.tables import Checkpoint, EvalOutputItem, EvalRun, Job, JobEvent, StepMetric
+from models.tables import Checkpoint, EvalOutputItem, EvalRun, FineTunedModel, Job, JobEvent, StepMetric
 from tests.api.driving import _artifact, claim
+from tests.core.shapes import LLAMA_7B, SMOLLM2
 from worker.protocol import Event, Step
 from worker.record import record
 from worker.scoring import Scorer
@@ -44,7 +47,7 @@ EVAL: dict[str, Any] = {
         }
     ],
 }
-HARDWARE = {
+HARDWARE: dict[str, Any] = {
     "device": "cuda",
     "gpu": "NVIDIA H100 80GB HBM3",
     "gpu_memory": 85_017_493_504,
@@ -125,40 +128,24 @@ class Maker:
             "dataset": {"train_samples": 1190, "validation_samples": 12},
             "hardware": HARDWARE,
         }
-        resolved = {
-            "n_epochs": 1,
-            "batch_size": 16,
-            "learning_rate_multiplier": 1.0,
-            "learning_rate": 2.9e-4 if llama else 4e-3,
-            "warmup_steps": 4,
-            "total_steps": total,
-            "eval_steps": max(1, total // 10),
-            "save_steps": max(1, total // 10),
-            "microbatch_size": 8,
-            "optimizer": "adamw_torch_fused",
-            "precision": "bfloat16",
-            "gradient_checkpointing": False,
-            "prompt_template": "llama2" if llama else "chat",
-            "max_seq_length": 512,
-            "reasons": {
-                "hyperparameters.n_epochs": "1,190 samples are enough for one pass",
-                "hyperparameters.batch_size": "some 50 steps an epoch from 1,190 samples, between 4 and 32",
-                "hyperparameters.learning_rate_multiplier": "the rate as it is",
-                "training.learning_rate": "what LoRA takes at this width: the published fit for Llama",
-                "training.warmup_steps": f"3 % of {total} steps, at most 10",
-                "training.precision": "the GPU computes bfloat16 fast",
-                "data.prompt_template": "what the base model was taught",
-                "data.max_seq_length": "90th percentile of 497 tokens, rounded up to 64; the longest has 5,714",
-            },
-        }
+        every = max(1, total // 10)
+        resolved = resolve(FineTuneSpec.model_validate(self.spec_of(taken)), facts(llama=llama)).model_copy(
+            update={"total_steps": total, "eval_steps": every, "save_steps": every}
+        )
         with self.database.write() as session:
-            lifecycle.write_as(session, taken, resolved=resolved, report=report, total_steps=total)
+            lifecycle.write_as(
+                session, taken, resolved=resolved.model_dump(mode="json"), report=report, total_steps=total
+            )
             for message in (
                 "Preparing the data",
                 "Loading base model " + self.model_of(taken),
                 "Training on the fast path",
             ):
                 record(session, taken, [Event(message=message)])
+
+    def spec_of(self, taken: Claim) -> dict[str, Any]:
+        with self.database.read() as session:
+            return session.get_one(Job, taken.job_id).spec
 
     def model_of(self, taken: Claim) -> str:
         with self.database.read() as session:
@@ -206,8 +193,6 @@ class Maker:
             report = (job.report or {}) | {"run": {"seconds": 141.0, "peak_memory": 2_100_000_000}}
             values: dict[str, Any] = {"fine_tuned_model": name, "trained_tokens": 1_152_102, "report": report}
             lifecycle.succeed(session, taken, files, **values)
-            from models.tables import FineTunedModel
-
             session.add(
                 FineTunedModel(
                     id=name, project_id=job.project_id, job_id=job.id, base_model=job.model, prompt_template="chat",
@@ -301,6 +286,23 @@ class Maker:
                     session.execute(
                         update(table).where(table.job_id == job_id).values(created_at=table.created_at - moved)
                     )
+
+
+def facts(*, llama: bool) -> Facts:
+    """What the rules would know about the dataset, the models and an H100."""
+    return Facts(
+        train_samples=1190,
+        mean_tokens=221.4,
+        p90_tokens=422,
+        longest_tokens=1906,
+        context_length=4096 if llama else 8192,
+        shape=LLAMA_7B if llama else SMOLLM2,
+        available_memory=int(0.92 * HARDWARE["gpu_memory"]),
+        device="cuda",
+        fast_bfloat16=True,
+        prompt_template="llama2" if llama else "chat",
+        deviation_tokens=190.0,
+    )
 
 
 def reworded(code: str, place: int) -> str:

@@ -1,5 +1,6 @@
 """What fine-tuning jobs look like on the wire: OpenAI's fields, and ours under ``hone``."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -74,6 +75,18 @@ class FineTuneRequest(Spec):
         """The hyperparameters, wherever they were given."""
         outer: Hyperparameters | None = self.__dict__["hyperparameters"]  # not the attribute, which warns of its age
         return self._in_method() or outer or Hyperparameters()
+
+    def spec(self) -> FineTuneSpec:
+        """What was asked for, with a seed."""
+        return FineTuneSpec(
+            model=self.model,
+            training_file=self.training_file,
+            validation_file=self.validation_file,
+            seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+            suffix=self.suffix,
+            hyperparameters=self.chosen_hyperparameters(),
+            hone=self.hone or HoneSpec(),
+        )
 
 
 class JobError(BaseModel):

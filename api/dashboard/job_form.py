@@ -270,4 +270,4 @@ def _create(request: Request, viewer: ViewerDep, parts: Parts, values: dict[str,
 def _submit(viewer: ViewerDep, parts: Parts, values: dict[str, str]) -> FineTuningJob:
     body = read_body(body_of(values))
     with parts.database.write() as session:
-        return jobs.create_job(body, viewer.project_id, session, parts.catalogue)
+        return jobs.create_job(body, viewer.project_id, session, parts)

@@ -24,7 +24,7 @@ from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
-from models.tables import Checkpoint, EvalOutputItem, EvalRun, FineTunedModel, Job, JobEvent, StepMetric
+from models.tables import Checkpoint, EvalOutputItem, EvalRun, FineTunedModel, Job, JobEvent, StepMetric, Worker
 from tests.api.driving import _artifact, claim
 from tests.core.shapes import LLAMA_7B, SMOLLM2
 from worker.protocol import Event, Step
@@ -76,6 +76,9 @@ class Maker:
 
     def make(self) -> State:
         samples = stdlib_samples()
+        with self.database.write() as session:
+            told = {"device": "cuda", "gpus": 1, "fast_bfloat16": True, "name": HARDWARE["gpu"]}
+            session.add(Worker(owner="gpu-box-1", memory=HARDWARE["gpu_memory"], **told))
         lines = [sample.training_line() for sample in samples[60:1260]]
         dataset = self.upload("stdlib-functions.jsonl", [*lines, lines[4], lines[9]], "fine-tune")
         reviews = self.upload(

@@ -61,9 +61,7 @@ def _texts(text: str, source: bytes, tree: Reading) -> list[str | None]:
     return [None if span is None else source[span[0] : span[1]].decode() for span in tree.spans]
 
 
-def analyse_as_package(
-    text: str, language: Loaded, limits: Limits, shared: Shared, what: str
-) -> tuple[Analysis, str]:
+def analyse_as_package(text: str, language: Loaded, limits: Limits, shared: Shared, what: str) -> tuple[Analysis, str]:
     """A text as the package ``codebleu`` 0.7.0 reads it, and the code that it has cut out of it."""
     encoded(text, limits, what)
     code = package.code_of(text)

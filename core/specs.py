@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 PromptTemplate = Literal["chat", "llama2", "alpaca", "none"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 Language = Literal[
     "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"
@@ -69,7 +69,9 @@ class TrainingSpec(Spec):
     weight_decay: float = Field(0.0, ge=0, le=1, description="0: low rank regularizes enough.")
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
     precision: Auto | Precision = Field(
-        "auto", description="Compute type. Auto: bfloat16 where the processor or GPU has it, else float32."
+        "auto",
+        description="Compute type. Auto: bfloat16 where the processor or GPU has it, else float32. `fp8` multiplies by "
+        "the frozen base in 8 bits, on Hopper GPUs (decision 0025).",
     )
     gradient_checkpointing: Auto | bool = Field(
         "auto", description="Recompute activations to save memory. Auto: only where the activations would not fit."

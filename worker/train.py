@@ -34,6 +34,7 @@ from worker.environment import (
     available_memory,
     device,
     fast_bfloat16,
+    fast_fp8,
     forget_peak_memory,
     hardware,
     peak_memory,
@@ -94,6 +95,7 @@ def prepare(job: TrainingInput) -> Prepared:
             device=device(),
             fast_bfloat16=fast_bfloat16(),
             fast_path=uncovered_kind(config) is None,
+            fast_fp8=fast_fp8(),
             prompt_template=template,
         ),
         job.plan,
@@ -182,7 +184,10 @@ def _told(model: str, *, loaded: bool) -> str:
 
 
 def warn_if_uncovered(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> None:
-    """Tell why a model that should be on the fast path is not."""
+    """Tell why a model that should be on the fast path is not, or not in 8 bits."""
+    if spec.hone.training.precision == "fp8" != resolved.precision:
+        why = resolved.reasons["training.precision"]
+        lines.send(Event(message=f"Training in {resolved.precision}: {why}", level="warn"))
     if resolved.plan.fast_path or not spec.hone.training.fast_path:
         return
     reason = uncovered(model) or f"{resolved.precision} on this device is not covered"
@@ -194,7 +199,8 @@ def fast_model(model: PeftModel, plan: RunningPlan) -> FastModel | None:
     now = plan.resolved.plan
     if not now.fast_path:
         return None
-    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident)
+    fp8 = plan.resolved.precision == "fp8"
+    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident and not fp8, fp8=fp8)
 
 
 def checkpoint_step(folder: Path | None) -> int:

@@ -62,7 +62,7 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         optim=resolved.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        bf16=resolved.precision == "bfloat16",
+        bf16=resolved.precision in {"bfloat16", "fp8"},
         fp16=resolved.precision == "float16",
         use_cpu=device() == "cpu",
         gradient_checkpointing=resolved.gradient_checkpointing and not resolved.plan.fast_path,

@@ -1,5 +1,6 @@
 """What fine-tuning jobs look like on the wire: OpenAI's fields, and ours under ``hone``."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -67,6 +68,17 @@ class FineTuneRequest(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _validation_data_where_it_is_needed(self) -> "FineTuneRequest":
+        asked = self.hone or HoneSpec()
+        needed = asked.evaluation.needs_validation
+        if needed and self.validation_file is None and asked.data.validation_fraction == 0:
+            raise ValueError(
+                f"'hone.evaluation.{needed}' needs validation data: give 'validation_file', or a "
+                "'hone.data.validation_fraction' above 0"
+            )
+        return self
+
     def _in_method(self) -> Hyperparameters | None:
         supervised = self.method.supervised if self.method else None
         return supervised.hyperparameters if supervised else None
@@ -75,6 +87,18 @@ class FineTuneRequest(Spec):
         """The hyperparameters, wherever they were given."""
         outer: Hyperparameters | None = self.__dict__["hyperparameters"]  # not the attribute, which warns of its age
         return self._in_method() or outer or Hyperparameters()
+
+    def spec(self) -> FineTuneSpec:
+        """What was asked for, with a seed."""
+        return FineTuneSpec(
+            model=self.model,
+            training_file=self.training_file,
+            validation_file=self.validation_file,
+            seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+            suffix=self.suffix,
+            hyperparameters=self.chosen_hyperparameters(),
+            hone=self.hone or HoneSpec(),
+        )
 
 
 class JobError(BaseModel):
@@ -100,6 +124,7 @@ class HoneJob(BaseModel):
     quantization: dict[str, Any]
     training: dict[str, Any]
     data: dict[str, Any]
+    evaluation: dict[str, Any]
     reasons: dict[str, str]
     progress: Progress
     report: dict[str, Any] | None
@@ -183,6 +208,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
             quantization=asked["quantization"],
             training=_laid_over(asked["training"], resolved),
             data=_laid_over(asked["data"], resolved),
+            evaluation=asked["evaluation"],
             reasons=resolved.get("reasons", {}),
             progress=progress_of(job),
             report=job.report,
@@ -261,6 +287,7 @@ class StepObject(BaseModel):
     train_accuracy: float | None
     valid_loss: float | None
     valid_mean_token_accuracy: float | None
+    codebleu: float | None
     learning_rate: float | None
     grad_norm: float | None
     tokens_per_second: float | None

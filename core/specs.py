@@ -11,9 +11,7 @@ Auto = Literal["auto"]
 PromptTemplate = Literal["chat", "llama2", "alpaca", "none"]
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
-Language = Literal[
-    "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"
-]
+Language = Literal["c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"]
 ScorerName = Literal["hone", "package"]
 StringOperation = Literal["eq", "ne", "like", "ilike"]
 SimilarityMetric = Literal[
@@ -162,8 +160,16 @@ class Hyperparameters(Spec):
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description="Passes over the training data.")
 
 
+class DpoSpec(Spec):
+    """What preference tuning by DPO (arXiv 2305.18290) takes beside the hyperparameters."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=2)] = Field(
+        "auto", description="How strongly the model is held to where it started. Auto: 0.1, as in the paper."
+    )
+
+
 class FineTuneSpec(Spec):
-    """A fine-tune job, as asked for."""
+    """A fine-tune job, as asked for; ``dpo`` is there when its method is dpo."""
 
     model: str
     training_file: str
@@ -171,6 +177,7 @@ class FineTuneSpec(Spec):
     seed: int = Field(42, ge=0, le=2_147_483_647)
     suffix: str | None = Field(None, min_length=1, max_length=64)
     hyperparameters: Hyperparameters = Hyperparameters()
+    dpo: DpoSpec | None = None
     hone: HoneSpec = HoneSpec()
 
 

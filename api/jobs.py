@@ -15,6 +15,7 @@ from api import job_stream
 from api.deps import CatalogueDep, CurrentProject, PartsDep, ReadSession, StorageDep, WriteSession
 from api.downloads import answer_stored
 from api.file_access import require_input
+from api.gpus import require_gpus
 from api.job_schemas import (
     CheckpointObject,
     FineTuneRequest,
@@ -81,6 +82,8 @@ def create_job(
         hyperparameters=body.chosen_hyperparameters(),
         hone=body.hone or HoneSpec(),
     )
+    gpus = spec.hone.training.gpus
+    require_gpus(session, gpus)
     job = Job(
         id=new_id("ftjob-"),
         project_id=project_id,
@@ -88,6 +91,7 @@ def create_job(
         model=spec.model,
         spec=spec.model_dump(mode="json"),
         labels=body.metadata,
+        gpus=gpus,
     )
     return _on_the_wire(session, lifecycle.submit(session, job))
 

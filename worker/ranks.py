@@ -25,8 +25,6 @@ from worker.environment import device
 from worker.parent import with_parent
 from worker.passes import Row
 
-#: The GPUs of a job, as CUDA_VISIBLE_DEVICES names them, separated by commas.
-DEVICES = "HONE_RANK_DEVICES"
 #: Longest that one rank waits for another: one may still load the base while another is ready.
 _PATIENCE = timedelta(minutes=30)
 #: Seconds that rank 0 gets to tell of its own failure once another rank has failed; then it would wait for ever.
@@ -131,7 +129,8 @@ def gathered(size: int, source: Path, out: Path) -> Iterator[Ranks]:
 
 
 def _devices(size: int) -> list[str]:
-    named = os.environ.get(DEVICES) or os.environ.get("CUDA_VISIBLE_DEVICES")
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; the first is its own."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(number) for number in range(size)]
 
 

@@ -151,7 +151,8 @@ class Attempt:
         env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | child_variables(
             self._settings
         )
-        if self._host is not None and self._claim.kind == JobKind.FINE_TUNE and gpus_of(space.input) == 1:
+        gpus = gpus_of(space.input) if self._claim.kind == JobKind.FINE_TUNE else 1
+        if self._host is not None and self._claim.kind == JobKind.FINE_TUNE and gpus == 1:
             return self._host.start(Order.of(space), base_of(space.input), env)
         if self._host is not None:
             self._host.close()

@@ -83,6 +83,9 @@ class TrainingSpec(Spec):
         True,
         description="Train by Hone's own blocks where they cover the model (decision 0008); same loss, faster.",
     )
+    gpus: int = Field(
+        1, ge=1, le=16, description="GPUs of one machine that share each step's samples; same loss, sooner."
+    )
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Stop after this many optimizer steps.")
     eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
         "auto", description="Validation every N steps. Auto: 10 times."

@@ -2,8 +2,8 @@
 
     python -m benchmarks.estimate --out DIR [--samples 48 96]
 
-Runs an embedded Hone with SmolLM2-135M. For each job: the estimate, the job, and both side by side. The first job's time
-is a guess and only warms up; the second has another size.
+Runs an embedded Hone with SmolLM2-135M. For each job: the estimate, the job, and both side by side. The first job's
+time is a guess, and only warms up; the second has another size.
 """
 
 import argparse

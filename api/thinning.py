@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from models.tables import StepMetric
 
 #: What charts draw beside the training loss, which gets half of the points.
-OTHERS = ("valid_loss", "learning_rate", "tokens_per_second", "peak_memory", "grad_norm")
+OTHERS = ("valid_loss", "codebleu", "learning_rate", "tokens_per_second", "peak_memory")
 #: Ids in one IN (…): PostgreSQL and SQLite take 32,766 parameters and more.
 _AT_ONCE = 1000
 

@@ -48,6 +48,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "endpoint_id": endpoint["id"],
         "upload_id": upload_id,
         "delivery_id": delivery["id"],
+        "index": "0",
     }
 
 
@@ -85,7 +86,7 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
 def test_the_owner_still_has_everything(shared: Shared, theirs: dict[str, Any]):
     seen = 0
     for method, path in _routes(shared):
-        if method == "GET":
+        if method == "GET" and "/preflight" not in path:  # which an evaluation's file has none of
             assert shared.http.get(path.format(**theirs)).status_code == 200, path
             seen += 1
     assert seen >= 12

@@ -274,6 +274,17 @@ def test_an_evaluation_stores_its_items_with_its_status(world: World) -> None:
     assert items[0].results == {"results": [result]}
 
 
+def test_an_evaluation_of_a_checkpoint_gets_its_adapter_and_how_it_was_trained(world: World) -> None:
+    tuned = world.add_job()
+    world.attempt().run()
+    name = f"{world.job(tuned).fine_tuned_model}:ckpt-step-4"
+    job_id = world.add_evaluation(name)
+    world.attempt().run()
+    job = world.job(job_id)
+    assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
+    assert job.report == {"adapter_files": ["manifest.json", "state.json"], "template": "chat"}
+
+
 def test_the_child_trains_on_while_the_database_is_away(sqlite_url: str, storage: Storage, tmp_path: Path) -> None:
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     catalogue = tmp_path / "catalogue.toml"

@@ -163,7 +163,10 @@ async def other_methods(api: Speaker) -> None:
         dpo_file["training_file"] = await _file(api, PAIRS)
         job = await api.call("fine_tuning.jobs.create", **dpo_file, method=method)
         assert job.method.type == "dpo"
-        await api.call("fine_tuning.jobs.cancel", fine_tuning_job_id=job.id)
+        assert (job.method.dpo.hyperparameters.beta, job.method.supervised) == (values["beta"], None)
+        mine = {"fine_tuning_job_id": job.id}
+        await api.call("fine_tuning.jobs.cancel", **mine)
+        await api.until(lambda job: job.status in ENDED, "fine_tuning.jobs.retrieve", **mine)
     grader = {"type": "string_check", "name": "g", "input": "a", "reference": "b", "operation": "eq"}
     reinforcement = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": AUTO}}
     for place in ("method.reinforcement", "method.type=reinforcement"):

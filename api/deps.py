@@ -10,8 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from api.base_cards import BaseCards
 from api.key_cache import KeyCache
 from api.once import ONCE, Once, json_body
+from api.preflight_runs import PreflightRuns
 from core.catalogue import Catalogue
 from core.errors import AuthenticationError
 from core.settings import Settings
@@ -28,6 +30,8 @@ class Parts:
     storage: Storage
     catalogue: Catalogue
     celery: Celery
+    cards: BaseCards
+    preflights: PreflightRuns
     keys: KeyCache = field(default_factory=KeyCache)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -32,10 +33,12 @@ def error_response(
     param: str | None = None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """An error in OpenAI's shape."""
+    """An error in OpenAI's shape; ``details`` are ours, under ``hone``."""
     kind = type or _TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    told: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    body = {"error": told if details is None else {**told, "hone": details}}
     return JSONResponse(body, status_code=status, headers=dict(headers or {}))
 
 
@@ -44,7 +47,13 @@ async def hone_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HoneError)
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, AuthenticationError) else {}
     return error_response(
-        error.status, error.message, type=error.type, param=error.param, code=error.code, headers=headers
+        error.status,
+        error.message,
+        type=error.type,
+        param=error.param,
+        code=error.code,
+        headers=headers,
+        details=error.details,
     )
 
 

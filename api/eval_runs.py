@@ -13,7 +13,6 @@ from api.deps import CurrentProject, OnceDep, Parts, PartsDep, ReadSession, Writ
 from api.evals import get_eval
 from api.file_access import require_input
 from api.json_body import StrictJsonRoute
-from api.models import find_fine_tuned_model
 from api.pagination import After, Order, Page, fetch_page, page_of
 from api.run_items import Needs, items_file_of
 from api.run_request import CompletionsSource, HoneRun, InlineSource, JsonlSource, RunRequest
@@ -33,6 +32,7 @@ from core.ids import new_id
 from core.specs import Criterion, EvaluationSpec, SamplingSpec
 from core.templates import item_paths, names_sample
 from models import lifecycle
+from models.access import find_model
 from models.status import JobKind
 from models.tables import Eval, EvalOutputItem, EvalRun, File, FineTunedModel, Job
 
@@ -122,7 +122,7 @@ def _needs(body: RunRequest, criteria: Iterable[Criterion]) -> Needs:
 
 def _resolve_model(session: Session, parts: Parts, project_id: str, model_id: str) -> tuple[str, FineTunedModel | None]:
     """The base's name, and the fine-tune when ``model_id`` is one. Raises InvalidRequestError."""
-    tuned = find_fine_tuned_model(session, project_id, model_id)
+    tuned = find_model(session, project_id, model_id)
     base = tuned.base_model if tuned else model_id
     try:
         find_base_model(parts.catalogue, base)

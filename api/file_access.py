@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.errors import InvalidRequestError, NotFoundError
 from models.base import db_now
@@ -65,15 +65,26 @@ def why_needed(session: Session, file: File) -> str | None:
     model = session.scalar(select(FineTunedModel.id).where(FineTunedModel.adapter_file_id == file.id).limit(1))
     if model is not None:
         return f"it is the adapter of the model {model}. Delete the model first."
-    reads = or_(*(Job.spec[name].as_string() == file.id for name in _INPUTS))
-    waiting = select(Job.id).where(Job.project_id == file.project_id, Job.status.not_in(ENDED), reads).limit(1)
-    job = session.scalar(waiting)
+    job = session.scalar(select(Job.id).where(Job.project_id == file.project_id, _waits_for(file.id)).limit(1))
     return None if job is None else f"the job {job} reads it. Wait until the job has ended, or cancel it."
 
 
+def _waits_for(file_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """Whether a job's row is one that has not ended and reads the file."""
+    return and_(Job.status.not_in(ENDED), or_(*(Job.spec[name].as_string() == file_id for name in _INPUTS)))
+
+
 def delete_expired(session: Session) -> Sequence[str]:
-    """Delete the rows of files whose time is up, unless they are needed; returns the keys of their bytes."""
-    expired = select(File).where(File.expires_at < db_now()).order_by(File.id).limit(_SWEEP)
+    """Delete the rows of files whose time is up, unless they are needed; returns the keys of their bytes.
+
+    What is needed is left out by the query itself: files that stay for long must not keep the sweep from the others.
+    """
+    needed = or_(
+        exists().where(FineTunedModel.adapter_file_id == File.id),
+        exists().where(Job.project_id == File.project_id, _waits_for(File.id)),
+    )
+    expired = select(File).where(File.expires_at < db_now(), ~needed).order_by(File.id).limit(_SWEEP)
+    # Asked again once its row is locked: a job that was submitted meanwhile has locked it too.
     files = [
         file for file in session.scalars(expired.with_for_update(skip_locked=True)) if not why_needed(session, file)
     ]

@@ -10,6 +10,7 @@ from api.deps import CurrentProject, OnceDep, PartsDep, ReadSession, StorageDep
 from api.downloads import answer_stored
 from api.file_access import delete_file, get_file
 from api.json_body import StrictJsonRoute
+from api.media_types import require_form
 from api.pagination import After, Order, Page, fetch_page, page_of
 from api.schemas import Deleted, FileObject, file_object
 from api.uploads import FORM_SCHEMA, read_form, store_upload
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/v1/files", tags=["files"], route_class=StrictJsonRou
 @router.post("", openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": FORM_SCHEMA}}}})
 async def create_file(request: Request, project_id: CurrentProject, parts: PartsDep, once: OnceDep) -> FileObject:
     """Upload a file. A dataset (purpose `fine-tune` or `evals`) is read whole and refused at its first bad line."""
+    require_form(request)
     async with request.form(max_files=1, max_fields=8, max_part_size=4096) as form:
         upload = read_form(form)
         return file_object(await run_in_threadpool(store_upload, parts, project_id, upload, once))

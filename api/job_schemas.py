@@ -1,5 +1,6 @@
 """What fine-tuning jobs look like on the wire: OpenAI's fields, and ours under ``hone``."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -7,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from pydantic_core import PydanticCustomError
 
 from api.pagination import Listed
-from api.schemas import Metadata
+from api.schemas import Absent, Metadata
 from core.resolve import Resolved
 from core.specs import FineTuneSpec, HoneSpec, Hyperparameters, Spec
 from models.tables import Checkpoint, Job, JobEvent, StepMetric
@@ -86,6 +87,18 @@ class FineTuneRequest(Spec):
         outer: Hyperparameters | None = self.__dict__["hyperparameters"]  # not the attribute, which warns of its age
         return self._in_method() or outer or Hyperparameters()
 
+    def spec(self) -> FineTuneSpec:
+        """What was asked for, with a seed."""
+        return FineTuneSpec(
+            model=self.model,
+            training_file=self.training_file,
+            validation_file=self.validation_file,
+            seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+            suffix=self.suffix,
+            hyperparameters=self.chosen_hyperparameters(),
+            hone=self.hone or HoneSpec(),
+        )
+
 
 class JobError(BaseModel):
     """Why a job failed."""
@@ -137,6 +150,8 @@ class FineTuningJob(Listed):
     trained_tokens: int | None
     training_file: str
     validation_file: str | None
+    #: In OpenAI's examples, not in its schema.
+    user_provided_suffix: str | None
     hone: HoneJob
 
 
@@ -186,6 +201,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
         trained_tokens=job.trained_tokens,
         training_file=spec.training_file,
         validation_file=spec.validation_file,
+        user_provided_suffix=spec.suffix,
         hone=HoneJob(
             lora=asked["lora"],
             quantization=asked["quantization"],
@@ -204,10 +220,10 @@ class JobEventObject(Listed):
 
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     created_at: int
-    level: str
+    level: Literal["info", "warn", "error"]
     message: str
-    type: str
-    data: dict[str, Any] | None
+    type: Literal["message", "metrics"]
+    data: Absent[dict[str, Any]]
 
 
 def job_event(event: JobEvent) -> JobEventObject:
@@ -223,15 +239,15 @@ def job_event(event: JobEvent) -> JobEventObject:
 
 
 class CheckpointMetrics(BaseModel):
-    """OpenAI's figures of a checkpoint; what was not measured is left null."""
+    """OpenAI's figures of a checkpoint; what was not measured is left out."""
 
     step: float
-    train_loss: float | None = None
-    train_mean_token_accuracy: float | None = None
-    valid_loss: float | None = None
-    valid_mean_token_accuracy: float | None = None
-    full_valid_loss: float | None = None
-    full_valid_mean_token_accuracy: float | None = None
+    train_loss: Absent[float] = None
+    train_mean_token_accuracy: Absent[float] = None
+    valid_loss: Absent[float] = None
+    valid_mean_token_accuracy: Absent[float] = None
+    full_valid_loss: Absent[float] = None
+    full_valid_mean_token_accuracy: Absent[float] = None
 
 
 class CheckpointObject(Listed):
@@ -275,6 +291,7 @@ class StepObject(BaseModel):
     grad_norm: float | None
     tokens_per_second: float | None
     epoch: float | None
+    peak_memory: float | None
 
 
 class StepList(BaseModel):

@@ -1,17 +1,19 @@
-"""/v1/fine_tuning/jobs: submit, look at, cancel, and fetch what came out."""
+"""/v1/fine_tuning/jobs: submit, look at, cancel, pause and resume, and fetch what came out."""
 
 import re
-import secrets
 from collections import defaultdict
 from collections.abc import Collection
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from api.deps import CatalogueDep, CurrentProject, ReadSession, StorageDep, WriteSession
+from api import job_stream
+from api.deps import CurrentProject, PartsDep, ReadSession, StorageDep, WriteSession
 from api.downloads import answer_stored
+from api.estimates import refuse_unfit
 from api.file_access import require_input
 from api.job_schemas import (
     CheckpointObject,
@@ -26,10 +28,10 @@ from api.job_schemas import (
 )
 from api.json_body import StrictJsonRoute
 from api.pagination import After, Page, fetch_page, page_of
+from api.thinning import thinned
 from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
-from core.specs import FineTuneSpec, HoneSpec
 from models import lifecycle
 from models.status import JobKind, JobStatus
 from models.tables import Checkpoint, File, Job, JobEvent, StepMetric
@@ -62,22 +64,15 @@ def _on_the_wire(session: Session, job: Job) -> FineTuningJob:
 
 @router.post("")
 def create_job(
-    body: FineTuneRequest, project_id: CurrentProject, session: WriteSession, catalogue: CatalogueDep
+    body: FineTuneRequest, project_id: CurrentProject, session: WriteSession, parts: PartsDep
 ) -> FineTuningJob:
     """Submit a fine-tune. When this answers 200, the job is in the database and will run."""
-    find_base_model(catalogue, body.model)
+    find_base_model(parts.catalogue, body.model)
     for param in ("training_file", "validation_file"):
         if file_id := getattr(body, param):
             require_input(session, project_id, file_id, purpose="fine-tune", param=param)
-    spec = FineTuneSpec(
-        model=body.model,
-        training_file=body.training_file,
-        validation_file=body.validation_file,
-        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
-        suffix=body.suffix,
-        hyperparameters=body.chosen_hyperparameters(),
-        hone=body.hone or HoneSpec(),
-    )
+    spec = body.spec()
+    refuse_unfit(session, parts, project_id, spec)
     job = Job(
         id=new_id("ftjob-"),
         project_id=project_id,
@@ -133,6 +128,20 @@ def cancel_job(job_id: str, project_id: CurrentProject, session: WriteSession) -
     return _on_the_wire(session, _get_job(session, project_id, job_id))
 
 
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, project_id: CurrentProject, session: WriteSession) -> FineTuningJob:
+    """Put aside: at once while it waits; a running one saves a checkpoint, leaves its GPU and is then `paused`."""
+    lifecycle.pause(session, _get_job(session, project_id, job_id))
+    return _on_the_wire(session, _get_job(session, project_id, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, project_id: CurrentProject, session: WriteSession) -> FineTuningJob:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    lifecycle.resume(session, _get_job(session, project_id, job_id))
+    return _on_the_wire(session, _get_job(session, project_id, job_id))
+
+
 @router.get("/{job_id}/events")
 def list_events(
     job_id: str,
@@ -146,6 +155,27 @@ def list_events(
     query = select(JobEvent).where(JobEvent.job_id == job.id)
     rows, has_more = fetch_page(session, query, JobEvent.id, after=after, limit=limit, order="desc")
     return page_of([job_event(event) for (event,) in rows], has_more)
+
+
+@router.get("/{job_id}/events/stream", response_class=StreamingResponse)
+def stream_events(
+    job_id: str,
+    request: Request,
+    project_id: CurrentProject,
+    parts: PartsDep,
+    after: Annotated[str | None, Query(max_length=128)] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> StreamingResponse:
+    """A job as it happens, as server-sent events until it has ended: `job`, `event`, `step`, `reset`, `end`.
+
+    A reader that comes back with its last message's id, in `Last-Event-ID` or in `after`, misses nothing. `reset`:
+    another attempt goes on from an earlier step; read the metrics again.
+    """
+    with parts.database.read() as session:
+        _get_job(session, project_id, job_id)
+    told = job_stream.read_told(last_event_id or after)
+    messages = job_stream.stream(parts.database, job_id, told, request.app.state.stopping)
+    return StreamingResponse(messages, media_type="text/event-stream", headers=job_stream.HEADERS)
 
 
 @router.get("/{job_id}/checkpoints")
@@ -170,9 +200,12 @@ def list_metrics(
     session: ReadSession,
     after_step: Annotated[int, Query(ge=-1, le=2_147_483_647)] = -1,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    points: Annotated[int | None, Query(ge=100, le=10_000)] = None,
 ) -> StepList:
-    """The figures of each step, in the order of steps."""
+    """The figures of each step, in the order of steps; `points` thins them so that no curve loses an extreme."""
     job = _get_job(session, project_id, job_id)
+    if points is not None:
+        return StepList(data=[step_object(row) for row in thinned(session, job.id, points)], has_more=False)
     query = select(StepMetric).where(StepMetric.job_id == job.id, StepMetric.step > after_step)
     rows = session.scalars(query.order_by(StepMetric.step).limit(limit + 1)).all()
     return StepList(data=[step_object(row) for row in rows[:limit]], has_more=len(rows) > limit)

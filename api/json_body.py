@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from api.media_types import require_json
 from api.once import ONCE, as_json, carry_out_once
 
 #: No request of ours nests deeper than 12; Python's own limit is about 1,000 and would be met at random places.
@@ -113,6 +114,8 @@ class StrictJsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            if self.body_field is not None:
+                require_json(request)
             return await handler(StrictJsonRequest(request.scope, request.receive))
 
         return handle

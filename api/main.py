@@ -1,18 +1,38 @@
 """The application: routes, middleware, and what lives as long as the process."""
 
+import contextlib
+import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
 import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from api import eval_runs, evals, files, health, jobs, models, multipart_uploads, webhooks
+from api import (
+    dashboard,
+    estimates,
+    eval_runs,
+    evals,
+    files,
+    graders,
+    health,
+    jobs,
+    models,
+    multipart_uploads,
+    permissions,
+    preflight,
+    webhooks,
+)
+from api.base_cards import BaseCards
 from api.deps import LifespanState, Parts
 from api.errors import install_error_handlers
 from api.middleware import BodyLimit, RefuseNul, RequestLog
 from api.orphans import OrphanSweep
+from api.preflight_runs import PreflightRuns
 from api.reaper import Reaper
 from api.relay import Relay
 from api.webhook_sender import WebhookSender
@@ -28,12 +48,17 @@ _DESCRIPTION = "Fine-tuning and evaluation in OpenAI's wire format. Everything b
 
 def make_parts(settings: Settings) -> Parts:
     """Open what the application needs. Raises InvalidRequestError when the catalogue can't be read."""
+    database, storage = Database(settings.resolved_database_url), Storage(settings.resolved_storage_url)
+    catalogue = load_catalogue(settings)
+    cards = BaseCards(storage, catalogue, settings)
     return Parts(
         settings=settings,
-        database=Database(settings.resolved_database_url),
-        storage=Storage(settings.resolved_storage_url),
-        catalogue=load_catalogue(settings),
+        database=database,
+        storage=storage,
+        catalogue=catalogue,
         celery=make_celery(settings),
+        cards=cards,
+        preflights=PreflightRuns(database, cards, settings),
     )
 
 
@@ -65,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await run_sync(sender.stop)
             await run_sync(reaper.stop)
             await run_sync(orphans.stop)
+            await run_sync(parts.preflights.stop)
             parts.celery.close()
             parts.database.dispose()
 
@@ -80,18 +106,36 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Middleware(BodyLimit, max_body_bytes=chosen.max_body_bytes, max_file_bytes=chosen.max_file_bytes),
         ],
     )
+    app.state.stopping = threading.Event()  # streams look at it: they would hold a server that stops
     install_error_handlers(app)
-    for part in (health, files, multipart_uploads, jobs, models, eval_runs, evals, webhooks):
+    on_files = (files, preflight, multipart_uploads)
+    on_jobs = (jobs, estimates, permissions, graders, models)
+    for part in (health, *on_files, *on_jobs, eval_runs, evals, webhooks):
         app.include_router(part.router)
+    dashboard.install(app)
     return app
+
+
+class _Server(uvicorn.Server):
+    """Tells the streams when it is asked to stop: uvicorn waits for them before the lifespan ends."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal."""
+        self._stopping.set()
+        super().handle_exit(sig, frame)
 
 
 def serve() -> None:
     """Serve on the settings' host and port until SIGTERM."""
     configure_logging()
     settings = get_settings()
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -99,3 +143,8 @@ def serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=20,
     )
+    server = _Server(config, app.state.stopping)
+    with contextlib.suppress(KeyboardInterrupt):  # as uvicorn.run does: it raises the signal again when it is done
+        server.run()
+    if not server.started:
+        sys.exit(3)  # as uvicorn.run, whose supervisor this would be

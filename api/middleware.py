@@ -101,7 +101,7 @@ class BodyLimit:
     def _limit(self, scope: Scope) -> int:
         if scope["method"] == "POST" and _PART.fullmatch(scope["path"]):
             return self.max_part_bytes
-        upload = scope["method"] == "POST" and scope["path"] == "/v1/files"
+        upload = scope["method"] == "POST" and scope["path"] in ("/v1/files", "/files")  # the API's, the dashboard's
         return self.max_upload_bytes if upload else self.max_body_bytes
 
 

@@ -8,21 +8,16 @@ from api.deps import CatalogueDep, CurrentProject, ReadSession, WriteSession
 from api.json_body import StrictJsonRoute
 from api.pagination import Page, page_of
 from api.schemas import Deleted, ModelObject, base_model_object, fine_tuned_model_object
-from core.errors import InvalidRequestError, NotFoundError
+from core.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
+from models.access import find_model, may_use
 from models.status import ENDED
-from models.tables import FineTunedModel, Job
+from models.tables import CheckpointPermission, FineTunedModel, Job
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictJsonRoute)
 
 
-def find_fine_tuned_model(session: Session, project_id: str, model_id: str) -> FineTunedModel | None:
-    """A project's fine-tuned model, if it has one of that id."""
-    mine = select(FineTunedModel).where(FineTunedModel.id == model_id, FineTunedModel.project_id == project_id)
-    return session.scalar(mine)
-
-
 def _get_model(session: Session, project_id: str, model_id: str) -> FineTunedModel:
-    model = find_fine_tuned_model(session, project_id, model_id)
+    model = find_model(session, project_id, model_id)
     if model is None:
         raise NotFoundError(
             f"The model '{model_id:.200}' does not exist here. GET /v1/models lists those that do.",
@@ -34,10 +29,10 @@ def _get_model(session: Session, project_id: str, model_id: str) -> FineTunedMod
 
 @router.get("")
 def list_models(project_id: CurrentProject, session: ReadSession, catalogue: CatalogueDep) -> Page[ModelObject]:
-    """Every model that a request may name: bases first, then the project's own, newest first."""
+    """Every model that a request may name: bases first, then fine-tunes, those by permission too, newest first."""
     bases = [base_model_object(name, entry.description) for name, entry in sorted(catalogue.items())]
-    mine = select(FineTunedModel).where(FineTunedModel.project_id == project_id)
-    tuned = session.scalars(mine.order_by(FineTunedModel.created_at.desc(), FineTunedModel.id)).all()
+    usable = select(FineTunedModel).where(may_use(project_id, FineTunedModel.id))
+    tuned = session.scalars(usable.order_by(FineTunedModel.created_at.desc(), FineTunedModel.id)).all()
     return page_of(bases + [fine_tuned_model_object(model) for model in tuned], has_more=False)
 
 
@@ -54,16 +49,31 @@ def retrieve_model(
 
 @router.delete("/{model_id:path}")
 def delete_model(model_id: str, project_id: CurrentProject, session: WriteSession, catalogue: CatalogueDep) -> Deleted:
-    """Delete one of the project's fine-tunes; its files stay."""
+    """Delete one of the project's fine-tunes with the permissions to use it; its files stay."""
     if model_id in catalogue:
         raise InvalidRequestError(
-            f"'{model_id}' is a base model of this server's catalogue and can't be deleted.", param="model"
+            f"'{model_id}' is a base model of this server's catalogue and can't be deleted.",
+            param="model",
+            code="base_model",
         )
     model = _get_model(session, project_id, model_id)
-    busy = select(Job.id).where(Job.project_id == project_id, Job.model == model.id, Job.status.not_in(ENDED))
-    if (job_id := session.scalar(busy.limit(1))) is not None:
-        raise InvalidRequestError(
-            f"The job {job_id} uses '{model.id}'. Wait until it has ended, or cancel it.", param="model"
+    if model.project_id != project_id:
+        raise PermissionDeniedError(
+            f"The model '{model_id:.200}' belongs to another project, and only that project's keys can delete it.",
+            param="model",
+            code="not_the_owner",
         )
+    _require_unused(session, model)
+    session.execute(delete(CheckpointPermission).where(CheckpointPermission.job_id == model.job_id))
     session.execute(delete(FineTunedModel).where(FineTunedModel.id == model.id))
     return Deleted(id=model_id, object="model")
+
+
+def _require_unused(session: Session, model: FineTunedModel) -> None:
+    """Raise InvalidRequestError while a job uses a model; of another project's job, nothing is told."""
+    busy = select(Job.id, Job.project_id).where(Job.model == model.id, Job.status.not_in(ENDED)).limit(1)
+    if (job := session.execute(busy).first()) is not None:
+        who = f"The job {job.id}" if job.project_id == model.project_id else "A job of another project"
+        raise InvalidRequestError(
+            f"{who} uses '{model.id}'. Wait until it has ended, or cancel it.", param="model", code="model_in_use"
+        )

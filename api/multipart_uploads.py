@@ -10,9 +10,10 @@ from starlette.datastructures import UploadFile
 from api import upload_parts
 from api.deps import CurrentProject, PartsDep, SettingsDep, WriteSession
 from api.json_body import StrictJsonRoute
+from api.media_types import require_form
 from api.middleware import MAX_PART_BYTES
 from api.pagination import Listed
-from api.schemas import FileObject, FilePurpose, file_object
+from api.schemas import Absent, FileObject, FilePurpose, file_object
 from api.uploads import ExpiresAfter, clean_filename
 from core.errors import InvalidRequestError, TooLargeError
 from core.specs import Spec
@@ -56,7 +57,7 @@ class UploadObject(Listed):
     filename: str
     purpose: str
     status: Literal["pending", "completed", "cancelled", "expired"]
-    file: FileObject | None
+    file: Absent[FileObject]
 
 
 class PartObject(Listed):
@@ -114,6 +115,7 @@ async def create_part(upload_id: str, request: Request, project_id: CurrentProje
         with parts.database.read() as session:
             upload_parts.find_pending(session, project_id, upload_id)
 
+    require_form(request)
     await run_in_threadpool(require_pending)  # before the bytes are received
     async with request.form(max_files=1, max_fields=1, max_part_size=4096) as form:
         data = form.get("data")

@@ -1,6 +1,6 @@
 """What files and models look like on the wire, and what every object shares."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, StringConstraints
 
@@ -19,6 +19,11 @@ Metadata = Annotated[
 FilePurpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 
 
+Value = TypeVar("Value")
+#: A field that OpenAI's specification knows as present or absent and never as null.
+Absent = Annotated[Value | None, Field(exclude_if=lambda value: value is None)]
+
+
 class Deleted(BaseModel):
     """What a deletion answers."""
 
@@ -33,11 +38,11 @@ class FileObject(Listed):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None
+    expires_at: Absent[int]
     filename: str
     purpose: str
-    status: str
-    status_details: str | None
+    status: Literal["uploaded", "processed", "error"]
+    status_details: Absent[str]
     hone: dict[str, Any]
 
 

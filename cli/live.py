@@ -11,7 +11,8 @@ from cli.console import console, say
 class LiveJob:
     """A context that shows one job. ``update`` may be called as often as one likes."""
 
-    def __init__(self, title: str, unit: str) -> None:
+    def __init__(self, title: str, unit: str, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._title = title
         self._unit = unit
         self._shown = ""
@@ -27,6 +28,8 @@ class LiveJob:
         )
 
     def __enter__(self) -> "LiveJob":
+        if self._quiet:
+            return self
         if console.is_terminal:
             self._task = self._progress.add_task(self._title, total=None, figures="")
             self._progress.start()
@@ -42,6 +45,8 @@ class LiveJob:
         if self._task is not None:
             text = ", ".join(part for part in (figures, _left(finish)) if part)
             self._progress.update(self._task, completed=done, total=total, figures=text)
+            return
+        if self._quiet:
             return
         line = f"  {self._unit} {done}/{total or '?'}" + (f"  {figures}" if figures else "")
         if line != self._shown:

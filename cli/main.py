@@ -13,8 +13,8 @@ import typer
 from pydantic import ValidationError
 
 import migrations
+from cli import adapters, evals, files, jobs, keys
 from cli import doctor as doctor_checks
-from cli import keys
 from cli.console import console, fail, say
 from cli.up import up as run_up
 from core.errors import HoneError
@@ -29,6 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys.app, name="keys", help="API keys, straight in the database.")
+app.add_typer(files.app, name="files", help="Datasets: look through them here, and bring them to a Hone.")
+app.add_typer(jobs.app, name="jobs", help="Fine-tunes: submit, watch, and change their course.")
+app.add_typer(evals.app, name="evals", help="Evaluations: a model's scores beside its base's.")
+app.add_typer(adapters.app, name="adapters", help="Trained adapters.")
 
 
 @app.callback(invoke_without_command=True)

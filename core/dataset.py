@@ -1,4 +1,4 @@
-"""Datasets: JSON lines into samples, each problem named by its line and field.
+"""Datasets: records into samples, each problem named by its line and field. ``core.records`` reads the file.
 
 Three formats, told apart by their keys; one file has one format:
 
@@ -11,10 +11,12 @@ The API checks an upload with this module and the worker reads it with the same,
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from core.errors import DatasetError
+from core.records import LineError as _LineError
+from core.records import open_records, parse_line, read_lines
 
 Role = Literal["system", "user", "assistant"]
 Format = Literal["chat", "completion", "instruction"]
@@ -55,6 +57,8 @@ class Problem:
     field: str | None
     reason: str
     fix: str
+    #: A word for counting: the same fault in many lines has one kind.
+    kind: str = "invalid_value"
 
     def __str__(self) -> str:
         where = f"line {self.line}" + (f", field '{self.field}'" if self.field else "")
@@ -63,73 +67,23 @@ class Problem:
 
 @dataclass
 class DatasetReport:
-    """What a check found. ``problems`` holds the first 20 of ``problem_count``."""
+    """What a check found. ``problems`` holds the first 20 of ``problem_count``, ``kinds`` counts all by kind."""
 
     format: str | None = None
+    file_format: str = "jsonl"
     samples: int = 0
     characters: int = 0
     longest_line: int | None = None
     problem_count: int = 0
     problems: list[Problem] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
 
     def add(self, problem: Problem) -> None:
         """Count a problem and keep it when it is among the first."""
         self.problem_count += 1
+        self.kinds[problem.kind] = self.kinds.get(problem.kind, 0) + 1
         if len(self.problems) < _SHOWN_PROBLEMS:
             self.problems.append(problem)
-
-
-class _LineError(Exception):
-    """A line that can't be used: field, reason, fix."""
-
-    def __init__(self, field: str | None, reason: str, fix: str) -> None:
-        super().__init__(reason)
-        self.problem = (field, reason, fix)
-
-
-def read_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Split a stream into numbered lines in bounded memory; a longer line is cut to ``max_line_bytes + 1`` bytes."""
-    number, pending, skipping = 1, bytearray(), False
-    for chunk in chunks:
-        *complete, rest = chunk.split(b"\n")
-        for part in complete:
-            if not skipping:
-                pending += part
-            yield number, bytes(pending[: max_line_bytes + 1])
-            pending.clear()
-            number, skipping = number + 1, False
-        if not skipping:
-            pending += rest
-            skipping = len(pending) > max_line_bytes
-    if pending:
-        yield number, bytes(pending[: max_line_bytes + 1])
-
-
-def parse_line(raw: bytes, max_line_bytes: int) -> dict[str, Any]:
-    """One line as a JSON object whose texts can be stored and tokenized."""
-    if len(raw) > max_line_bytes:
-        raise _LineError(None, f"is longer than {max_line_bytes:,} bytes", "Split or shorten the sample.")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _LineError(None, f"is not UTF-8 (byte {error.start + 1})", "Save the file as UTF-8.") from None
-    try:
-        record = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise _LineError(
-            None, f"is not JSON ({error.msg}, column {error.colno})", "Write one JSON object a line."
-        ) from None
-    except RecursionError:
-        raise _LineError(None, "is nested too deeply", "Flatten the object.") from None
-    except ValueError as error:
-        raise _LineError(None, f"is not JSON ({error})", "Write one JSON object a line.") from None
-    if not isinstance(record, dict):
-        raise _LineError(None, f"is a JSON {type(record).__name__}, not an object", "Write one JSON object a line.")
-    return record
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _text(record: dict[str, Any], key: str, where: str, *, empty_ok: bool = False) -> str:
@@ -137,15 +91,17 @@ def _text(record: dict[str, Any], key: str, where: str, *, empty_ok: bool = Fals
     value = record.get(key)
     if not isinstance(value, str):
         reason = "is missing" if key not in record else f"is {_json_type(value)}, not text"
-        raise _LineError(where, reason, f"Give '{key}' as a string.")
+        kind = "wrong_type" if key in record else "missing_field"
+        raise _LineError(where, reason, f"Give '{key}' as a string.", kind)
     if not empty_ok and not value.strip():
-        raise _LineError(where, "is empty", "Fill it in or remove the line.")
+        raise _LineError(where, "is empty", "Fill it in or remove the line.", "empty_field")
     if "\0" in value:
-        raise _LineError(where, "contains the character NUL", "Remove \\u0000 from the text.")
+        raise _LineError(where, "contains the character NUL", "Remove \\u0000 from the text.", "nul")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _LineError(where, "contains half of a surrogate pair", "Write the whole character.") from None
+        reason = "contains half of a surrogate pair"
+        raise _LineError(where, reason, "Write the whole character.", "surrogate") from None
     return value
 
 
@@ -160,8 +116,9 @@ def _detect(record: dict[str, Any]) -> Format:
             return name
     raise _LineError(
         None,
-        f"has none of the known formats (keys: {', '.join(sorted(record)[:8]) or 'none'})",
+        f"has none of the known formats (keys: {', '.join(key[:40] for key in sorted(record)[:8]) or 'none'})",
         "Use 'messages', or 'prompt' and 'completion', or 'instruction', 'input' and 'output'.",
+        "unknown_format",
     )
 
 
@@ -213,7 +170,7 @@ def check_training(chunks: Iterable[bytes], max_line_bytes: int) -> DatasetRepor
     """Read a whole training file and report every problem, in memory that does not grow with the file."""
     report = DatasetReport()
     longest = -1
-    for number, found in _samples(chunks, max_line_bytes, report):
+    for number, found in numbered_samples(chunks, max_line_bytes, report):
         if isinstance(found, Problem):
             report.add(found)
             continue
@@ -225,28 +182,39 @@ def check_training(chunks: Iterable[bytes], max_line_bytes: int) -> DatasetRepor
     return report
 
 
-def _samples(
+def numbered_samples(
     chunks: Iterable[bytes], max_line_bytes: int, report: DatasetReport
 ) -> Iterator[tuple[int, Sample | Problem]]:
     """Each line that is not blank: its number, and its sample or its problem. The first sets the report's format."""
-    for number, raw in read_lines(chunks, max_line_bytes):
-        if not raw.strip():
-            continue
+    report.file_format, records = open_records(chunks, max_line_bytes)
+    for number, record in records:
         found: Sample | Problem
         try:
-            record = parse_line(raw, max_line_bytes)
+            if isinstance(record, _LineError):
+                raise record
             _require_format(report, record)
             found = to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
         except _LineError as error:
-            found = Problem(number, *error.problem)
+            found = problem_at(number, error)
         yield number, found
+
+
+def problem_at(line: int, error: _LineError) -> Problem:
+    """The problem of a line, in words that can be stored and sent: keys of a record may hold anything."""
+    field, reason, fix = error.problem
+    return Problem(line, None if field is None else _printable(field), _printable(reason), fix, error.kind)
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:500])
 
 
 def _require_format(report: DatasetReport, record: dict[str, Any]) -> None:
     found = report.format or _detect(record)
     missing = [key for key in _KEYS[found][0] if key not in record]  # type: ignore[index]  # a Format by now
     if missing:
-        raise _LineError(missing[0], "is missing", f"This file's format is '{found}': every line needs it.")
+        fix = f"This file's format is '{found}': every line needs it."
+        raise _LineError(missing[0], "is missing", fix, "missing_field")
     report.format = found
 
 
@@ -262,7 +230,7 @@ def check_items(chunks: Iterable[bytes], max_line_bytes: int) -> DatasetReport:
                 raise _LineError("item", f"is {_json_type(item)}, not an object", 'Write {"item": {…}} on each line.')
             _storable(item, "item")
         except _LineError as error:
-            report.add(Problem(number, *error.problem))
+            report.add(problem_at(number, error))
             continue
         report.samples += 1
     return report
@@ -282,17 +250,42 @@ def _storable(item: dict[str, Any], where: str) -> None:
 
 
 def require_usable(report: DatasetReport, filename: str) -> None:
-    """Raise DatasetError, naming the first problem, unless every line of the file can be used."""
+    """Raise DatasetError, naming the first problem, unless every line of the file can be used.
+
+    The error's ``details`` hold the report: the problems by kind, and the first 20.
+    """
     if report.problem_count:
         more = f" ({report.problem_count - 1} more)" if report.problem_count > 1 else ""
-        raise DatasetError(f"{filename}, {report.problems[0]}{more}", param="file", code="invalid_file_format")
-    if not report.samples:
-        raise DatasetError(f"{filename} has no samples. Write one JSON object a line.", param="file", code="empty_file")
+        error = DatasetError(f"{filename}, {report.problems[0]}{more}", param="file", code="invalid_file_format")
+    elif not report.samples:
+        error = DatasetError(
+            f"{filename} has no samples. Write one JSON object a line.", param="file", code="empty_file"
+        )
+    else:
+        return
+    error.details = {"report": summary(report)}
+    raise error
+
+
+def summary(report: DatasetReport) -> dict[str, Any]:
+    """A check's result as it goes onto the wire."""
+    kinds = sorted(report.kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {
+        "file_format": report.file_format,
+        "format": report.format,
+        "samples": report.samples,
+        "characters": report.characters,
+        "problems": {
+            "count": report.problem_count,
+            "kinds": [{"kind": kind, "count": count} for kind, count in kinds],
+            "first": [asdict(problem) for problem in report.problems],
+        },
+    }
 
 
 def read_samples(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[Sample]:
     """The samples of a file that was checked. Raises DatasetError at the first line that can't be used."""
-    for _, found in _samples(chunks, max_line_bytes, DatasetReport()):
+    for _, found in numbered_samples(chunks, max_line_bytes, DatasetReport()):
         if isinstance(found, Problem):
             raise DatasetError(str(found), code="invalid_file_format")
         yield found

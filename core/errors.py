@@ -1,5 +1,7 @@
 """One base error; each carries what OpenAI's error shape needs, and the API turns it into JSON in one place."""
 
+from typing import Any
+
 
 class HoneError(Exception):
     """An error that a user can act on.
@@ -14,6 +16,8 @@ class HoneError(Exception):
 
     status = 400
     type = "invalid_request_error"
+    #: More than fits a sentence; goes onto the wire under ``hone``.
+    details: dict[str, Any] | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -41,6 +45,13 @@ class AuthenticationError(HoneError):
     type = "authentication_error"
 
 
+class PermissionDeniedError(HoneError):
+    """The thing can be seen and used, and only its owner may do this with it."""
+
+    status = 403
+    type = "permission_denied_error"
+
+
 class NotFoundError(HoneError):
     """No such thing, or another project's."""
 
@@ -52,6 +63,12 @@ class TooLargeError(HoneError):
     """A body or a file over the limit."""
 
     status = 413
+
+
+class UnsupportedMediaTypeError(HoneError):
+    """A body of a type that the route does not read."""
+
+    status = 415
 
 
 class UnavailableError(HoneError):

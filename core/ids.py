@@ -18,6 +18,7 @@ Prefix = Literal[
     "evalrun_",
     "outputitem_",
     "outbox_",
+    "cp_",
     "req_",
     "we_",
     "whd_",

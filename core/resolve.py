@@ -9,19 +9,15 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from core.specs import Auto, FineTuneSpec, Optimizer, Precision, PromptTemplate, TrainingSpec
+from core.memory import Device
+from core.plan import Lengths, MemoryPlan, covers, plan_memory
+from core.shape import ModelShape
+from core.specs import FineTuneSpec, Optimizer, Precision, PromptTemplate
 
 _T = TypeVar("_T")
 
 #: Width from which the published fit for learning rates holds.
 _FIT_FROM = 2000
-#: Tokens in one forward pass that keep the device busy: a GPU's launches cost more than its arithmetic below some 4k
-#: tokens; two CPU cores are busy with 512.
-_MICROBATCH_TOKENS = {"cuda": 8192, "cpu": 512}
-#: Below this many tokens a pass, recomputing activations is cheaper than smaller passes.
-_SMALL_PASS = {"cuda": 2048, "cpu": 256}
-#: Share of the device's memory that weights and activations may take; the rest is the allocator's and the optimizer's.
-_MEMORY_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -33,15 +29,18 @@ class Facts:
     p90_tokens: int
     longest_tokens: int
     context_length: int
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    #: Bytes of the base model as loaded, and of the device's memory.
-    weight_bytes: int
-    device_memory: int
-    device: Literal["cuda", "cpu"]
+    shape: ModelShape
+    #: Bytes that the job may take of the device's memory.
+    available_memory: int
+    device: Device
     fast_bfloat16: bool
     prompt_template: PromptTemplate
+    #: Standard deviation of the samples' tokens.
+    deviation_tokens: float = 0.0
+    #: Whether the worker's own blocks cover the model.
+    fast_path: bool = True
+    #: Whether the device multiplies 8-bit floats with a scale a row.
+    fast_fp8: bool = False
 
 
 class Resolved(BaseModel):
@@ -57,12 +56,15 @@ class Resolved(BaseModel):
     total_steps: int
     eval_steps: int
     save_steps: int
+    #: Most samples, and most tokens, in one forward pass.
     microbatch_size: int
+    pass_tokens: int
     optimizer: Optimizer
     precision: Precision
     gradient_checkpointing: bool
     prompt_template: PromptTemplate
     max_seq_length: int
+    plan: MemoryPlan
     reasons: dict[str, str]
 
 
@@ -78,8 +80,12 @@ def lora_learning_rate(hidden_size: int) -> float:
     return float(f"{min(4e-3, 5e-4 * (_FIT_FROM / hidden_size) ** power):.1e}")
 
 
-def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
-    """Replace every "auto" of ``spec``; a value that was given stands as it is."""
+def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None) -> Resolved:
+    """Replace every "auto" of ``spec``; a value that was given stands as it is.
+
+    ``earlier`` is the memory plan of the job's last attempt. It is kept where it still fits: another one would add up
+    the same loss in another order, and a plan that ran out of memory would be found by running out of it again.
+    """
     reasons: dict[str, str] = {}
 
     def pick(name: str, asked: _T | Literal["auto"], chosen: _T, reason: str) -> _T:
@@ -97,11 +103,24 @@ def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
     total_steps = math.ceil(facts.train_samples / batch_size) * n_epochs
     total_steps = min(total_steps, training.max_steps or total_steps)
     every = max(1, total_steps // 10)
-    microbatch_size = pick("training.microbatch_size", training.microbatch_size, *_microbatch(batch_size, facts))
-    if batch_size % microbatch_size:
-        asked_for, microbatch_size = microbatch_size, _divisor(batch_size, microbatch_size)
-        reasons["training.microbatch_size"] = f"{asked_for} does not divide the batch of {batch_size}"
     max_seq_length = pick("data.max_seq_length", data.max_seq_length, *_length(facts))
+    precision = pick("training.precision", training.precision, *_precision(facts))
+    if precision == "fp8" and not (facts.fast_fp8 and facts.fast_path and covers(spec, precision, facts.device)):
+        precision, reason = _precision(facts)
+        reasons["training.precision"] = f"fp8 needs the fast path and a GPU of Hopper's generation or newer; {reason}"
+    plan = plan_memory(
+        spec=spec,
+        shape=facts.shape,
+        available=facts.available_memory,
+        lengths=Lengths(facts.mean_tokens, facts.longest_tokens, facts.deviation_tokens).cut(max_seq_length),
+        batch_size=batch_size,
+        device=facts.device,
+        precision=precision,
+        fast_path=facts.fast_path,
+    )
+    if earlier is not None and _still_fits(earlier, plan):
+        plan = earlier
+    why = "; ".join(plan.reasons)
     return Resolved(
         n_epochs=n_epochs,
         batch_size=batch_size,
@@ -110,8 +129,8 @@ def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
         * pick(
             "training.learning_rate",
             training.learning_rate,
-            lora_learning_rate(facts.hidden_size),
-            f"what LoRA takes at width {facts.hidden_size}: the published fit for Llama, steeper below width 2,000",
+            lora_learning_rate(facts.shape.hidden_size),
+            f"what LoRA takes at width {facts.shape.hidden_size}: the published fit for Llama, steeper below 2,000",
         ),
         warmup_steps=pick(
             "training.warmup_steps",
@@ -122,16 +141,18 @@ def resolve(spec: FineTuneSpec, facts: Facts) -> Resolved:
         total_steps=total_steps,
         eval_steps=pick("training.eval_steps", training.eval_steps, every, "ten times in the job"),
         save_steps=pick("training.save_steps", training.save_steps, every, "ten times in the job"),
-        microbatch_size=microbatch_size,
+        microbatch_size=pick("training.microbatch_size", training.microbatch_size, plan.microbatch_size, why),
+        pass_tokens=plan.pass_tokens,
         optimizer=training.optimizer,
-        precision=pick("training.precision", training.precision, *_precision(facts)),
+        precision=precision,
         gradient_checkpointing=pick(
-            "training.gradient_checkpointing", *_checkpointing(training, microbatch_size, facts)
+            "training.gradient_checkpointing", training.gradient_checkpointing, plan.recomputes, why
         ),
         prompt_template=pick(
             "data.prompt_template", data.prompt_template, facts.prompt_template, "what the base model was taught"
         ),
         max_seq_length=max_seq_length,
+        plan=plan,
         reasons=reasons,
     )
 
@@ -150,46 +171,21 @@ def _batch_size(samples: int) -> tuple[int, str]:
 
 
 def _length(facts: Facts) -> tuple[int, str]:
-    rounded = max(64, math.ceil(facts.p90_tokens / 64) * 64)
-    if rounded > facts.context_length:
-        return facts.context_length, "the base model's context, which is shorter than the 90th percentile"
-    return (
-        rounded,
-        f"90th percentile of {facts.p90_tokens} tokens, rounded up to 64; the longest has {facts.longest_tokens:,}",
-    )
+    return sequence_length(facts.p90_tokens, facts.longest_tokens, facts.context_length)
 
 
-def _microbatch(batch_size: int, facts: Facts) -> tuple[int, str]:
-    """The largest divisor of the batch whose tokens keep the device busy and whose activations fit."""
-    busy, room = _MICROBATCH_TOKENS[facts.device], tokens_that_fit(facts)
-    limit = max(_SMALL_PASS[facts.device], min(busy, room))
-    size = _divisor(batch_size, int(limit // max(1.0, facts.mean_tokens)))
-    why = f"keep the {facts.device} busy" if room >= busy else "are what the memory takes"
-    return size, f"about {limit:,} tokens a pass {why}, at {facts.mean_tokens:.0f} tokens a sample"
+def sequence_length(p90_tokens: int, longest_tokens: int, context_length: int) -> tuple[int, str]:
+    """Where samples are cut when nobody says: the 90th percentile, rounded up to 64, within the context."""
+    rounded = max(64, math.ceil(p90_tokens / 64) * 64)
+    if rounded > context_length:
+        return context_length, "the base model's context, which is shorter than the 90th percentile"
+    return rounded, f"90th percentile of {p90_tokens} tokens, rounded up to 64; the longest has {longest_tokens:,}"
 
 
-def _checkpointing(training: TrainingSpec, microbatch_size: int, facts: Facts) -> tuple[Auto | bool, bool, str]:
-    tokens, room = round(microbatch_size * facts.mean_tokens), tokens_that_fit(facts)
-    needed = tokens > room
-    reason = f"{tokens:,} tokens a pass; the device's memory takes about {room:,} without recomputing"
-    return training.gradient_checkpointing, needed, reason
-
-
-def tokens_that_fit(facts: Facts) -> int:
-    """Tokens whose activations fit beside the weights without recomputing, with a quarter kept for longer batches.
-
-    A layer keeps about 12 values of the model's width and 5 of the MLP's for each token. Measured for Llama-2-7B's
-    shape on an H100 (r=4 with dropout, bfloat16): 22.5 GB at passes of 8 samples, 33.9 GB at 16, of some 200 tokens
-    each.
-    """
-    size = 2 if facts.fast_bfloat16 else 4
-    each = size * facts.layers * (12 * facts.hidden_size + 5 * facts.intermediate_size)
-    return int(0.75 * max(0.0, _MEMORY_SHARE * facts.device_memory - facts.weight_bytes) / each)
-
-
-def _divisor(batch_size: int, at_most: int) -> int:
-    """The largest divisor of the batch that is not above ``at_most``; at least 1."""
-    return max((size for size in range(1, at_most + 1) if batch_size % size == 0), default=1)
+def _still_fits(earlier: MemoryPlan, now: MemoryPlan) -> bool:
+    """Whether the device is of the same kind and has the room that the earlier plan needs."""
+    same = (earlier.device, earlier.fast_path) == (now.device, now.fast_path)
+    return same and earlier.needed <= now.available
 
 
 def _precision(facts: Facts) -> tuple[Precision, str]:

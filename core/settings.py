@@ -29,8 +29,14 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(60, gt=0, description="A job whose lease is older than this is taken from its worker.")
     reap_seconds: float = Field(15, gt=0, description="How often expired leases are looked for.")
     poll_seconds: float = Field(5, gt=0, description="How often an idle worker asks the database for work.")
+    warm_seconds: float = Field(
+        600, ge=0, description="How long an idle worker keeps a base model loaded for the next job; 0 never does."
+    )
     max_attempts: int = Field(3, ge=1, description="Attempts of a job before it fails with `worker_lost`.")
     cancel_grace_seconds: float = Field(20, gt=0, description="Time a child gets to stop before it is killed.")
+    stall_seconds: float = Field(
+        1800, gt=0, description="A child that makes no progress for so long is killed; that counts as an attempt."
+    )
 
     max_file_bytes: int = Field(512 * 2**20, gt=0, description="Largest upload.")
     max_line_bytes: int = Field(2**20, gt=0, description="Longest line of a dataset.")

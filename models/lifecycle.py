@@ -1,9 +1,9 @@
-"""The life of a job: the only writer of ``Job.status`` and of its lease.
+r"""The life of a job: the only writer of ``Job.status`` and of its lease.
 
     validating_files -> queued -> running -> succeeded | failed | cancelled
-            |             |  ^       |
+            |             |  ^       |  \-> paused -> queued | cancelled
             v             v  |_______|  (lease lost, or the worker was told to stop)
-          failed      cancelled
+          failed      cancelled | paused
 
 Every move is one UPDATE guarded by the present status, and writes an event in the same transaction. A worker's writes
 are guarded by the epoch of its claim as well: once another worker has claimed the job, they match no row.
@@ -55,6 +55,7 @@ class Orders:
     """What a heartbeat brings back."""
 
     cancel: bool
+    pause: bool
 
 
 # --- Moves -----------------------------------------------------------------------------------------------------------
@@ -136,33 +137,76 @@ def cancel(session: Session, job: Job) -> None:
 
     Raises InvalidRequestError when it has ended. (OpenAI's client retries a 409, so this is a 400.)
     """
-    if _cancel_waiting(session, job.id):
-        return
-    asked = session.execute(
+    _lock_unended(session, job, "cancelled")
+    if job.status != JobStatus.RUNNING:
+        _cancel(session, job.id)
+    else:
+        _ask(session, job.id, "cancel_requested_at", "Cancellation requested")
+
+
+def pause(session: Session, job: Job) -> None:
+    """Put a queued job aside at once, and ask the worker of one that runs to save and let go of it.
+
+    A job that is paused, or asked to be, stays so. Raises InvalidRequestError when it has ended or is being cancelled.
+    """
+    _lock_unended(session, job, "paused")
+    if job.cancel_requested_at is not None:
+        raise InvalidRequestError(f"Job {job.id} is being cancelled and can't be paused.", code="job_cancelling")
+    if job.status == JobStatus.QUEUED:
+        _pause(session, job.id)
+    elif job.status == JobStatus.RUNNING and job.pause_requested_at is None:
+        _ask(session, job.id, "pause_requested_at", "Pause requested")
+
+
+def resume(session: Session, job: Job) -> None:
+    """Queue a paused job again, or take back a pause that its worker has not yet carried out.
+
+    A job that waits or runs already stays as it is. Raises InvalidRequestError when it has ended.
+    """
+    _lock_unended(session, job, "resumed")
+    if job.status == JobStatus.PAUSED:
+        _queue(session, job.id)
+        add_event(session, job.id, "Job resumed")
+    elif job.pause_requested_at is not None:
+        job.pause_requested_at = None
+        add_event(session, job.id, "Pause withdrawn")
+
+
+def _lock_unended(session: Session, job: Job, verb: str) -> None:
+    """Lock the job's row, so that it stays as it is seen. Raises InvalidRequestError when it has ended."""
+    session.refresh(job, with_for_update=True)
+    if job.status in ENDED:
+        already = "been cancelled" if job.status == JobStatus.CANCELLED else str(job.status)
+        raise InvalidRequestError(f"Job {job.id} has already {already} and can't be {verb}.", code="job_ended")
+
+
+def _ask(session: Session, job_id: str, column: str, message: str) -> None:
+    """Leave a request for the worker's next heartbeat; the row is locked."""
+    session.execute(
         update(Job)
-        .where(Job.id == job.id, Job.status == JobStatus.RUNNING)
-        .values(cancel_requested_at=func.coalesce(Job.cancel_requested_at, db_now()))
+        .where(Job.id == job_id)
+        .values({column: func.coalesce(getattr(Job, column), db_now())})
         .execution_options(synchronize_session=False)
     )
     session.expire_all()
-    if _matched(asked) == 1:
-        add_event(session, job.id, "Cancellation requested")
-        return
-    raise InvalidRequestError(
-        f"Job {job.id} has already {_ended_word(job.status)} and can't be cancelled.", code="job_ended"
-    )
+    add_event(session, job_id, message)
 
 
-def _ended_word(status: JobStatus) -> str:
-    return {JobStatus.CANCELLED: "been cancelled"}.get(status, str(status))
+def _cancel(session: Session, job_id: str, where: ColumnElement[bool] | None = None) -> bool:
+    moved = _move(session, job_id, JobStatus.CANCELLED, where=where, finished_at=db_now(), **_RELEASED)
+    if moved:
+        add_event(session, job_id, "Job cancelled")
+    return moved
 
 
-def _cancel_waiting(session: Session, job_id: str) -> bool:
-    waiting = frozenset(JobStatus) - {JobStatus.RUNNING}
-    if not _move(session, job_id, JobStatus.CANCELLED, only_from=waiting, finished_at=db_now(), **_RELEASED):
-        return False
-    add_event(session, job_id, "Job cancelled")
-    return True
+def _pause(
+    session: Session, job_id: str, where: ColumnElement[bool] | None = None, why: str = "", **values: Any
+) -> bool:
+    values |= {"pause_requested_at": None, "estimated_finish": None}
+    moved = _move(session, job_id, JobStatus.PAUSED, where=where, **values, **_RELEASED)
+    if moved:
+        add_event(session, job_id, f"Job paused{why}")
+    return moved
 
 
 # --- A worker's side -------------------------------------------------------------------------------------------------
@@ -220,10 +264,11 @@ def write_as(session: Session, claim: Claim, **values: Any) -> Job:
     return session.get_one(Job, claim.job_id)
 
 
-def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> Orders:
-    """Renew the lease and fetch orders. Raises LeaseLostError."""
-    job = write_as(session, claim, lease_expires_at=db_now() + lease_seconds)
-    return Orders(cancel=job.cancel_requested_at is not None)
+def heartbeat(session: Session, claim: Claim, lease_seconds: float, *, progressed: bool = False) -> Orders:
+    """Renew the lease, tell of progress, and fetch orders. Raises LeaseLostError."""
+    values: dict[str, Any] = {"last_progress_at": db_now()} if progressed else {}
+    job = write_as(session, claim, lease_expires_at=db_now() + lease_seconds, **values)
+    return Orders(cancel=job.cancel_requested_at is not None, pause=job.pause_requested_at is not None)
 
 
 def record_step(
@@ -330,23 +375,38 @@ def _fail(session: Session, job_id: str, error: HoneError, where: ColumnElement[
 
 def confirm_cancelled(session: Session, claim: Claim) -> None:
     """End a job whose child was stopped on request. Raises LeaseLostError."""
-    if not _move(session, claim.job_id, JobStatus.CANCELLED, where=_mine(claim), finished_at=db_now(), **_RELEASED):
+    if not _cancel(session, claim.job_id, where=_mine(claim)):
         raise LeaseLostError(claim.job_id)
-    add_event(session, claim.job_id, "Job cancelled")
 
 
 def hand_back(session: Session, claim: Claim, reason: str, *, count_attempt: bool, max_attempts: int) -> None:
-    """Give a job back to the queue: after a crash (which counts as an attempt), or when told to stop (which does not).
+    """Let go of a job: after a crash (which counts as an attempt), or when told to stop (which does not).
 
-    A job that has used up its attempts fails instead. Raises LeaseLostError.
+    Where it goes, ``_release`` says. Raises LeaseLostError.
     """
     job = write_as(session, claim)
+    _release(session, job, reason, where=_mine(claim), count_attempt=count_attempt, max_attempts=max_attempts)
+
+
+def _release(
+    session: Session, job: Job, reason: str, *, where: ColumnElement[bool], count_attempt: bool, max_attempts: int
+) -> bool:
+    """Move a job away from its worker, to where the first of these that holds leads; False when no row matched.
+
+    A cancel was asked for: cancelled. Its attempts are used up: failed. A pause was asked for: paused. Else: queued.
+    """
+    if job.cancel_requested_at is not None:
+        return _cancel(session, job.id, where)
     if count_attempt and job.attempt >= max_attempts:
-        fail(session, claim, _worker_lost(job.attempt, reason))
-        return
+        return _fail(session, job.id, _worker_lost(job.attempt, reason), where)
     attempt = Job.attempt if count_attempt else Job.attempt - 1
-    _queue(session, claim.job_id, where=_mine(claim), attempt=attempt)
-    add_event(session, claim.job_id, f"Job queued again: {reason}", level="warn")
+    if job.pause_requested_at is not None:
+        why = f": {reason}" if count_attempt else ""
+        return _pause(session, job.id, where, why, attempt=attempt)
+    moved = _queue(session, job.id, where=where, attempt=attempt)
+    if moved:
+        add_event(session, job.id, f"Job queued again: {reason}", level="warn")
+    return moved
 
 
 def _worker_lost(attempts: int, reason: str) -> HoneError:
@@ -367,21 +427,8 @@ def reap(session: Session, max_attempts: int) -> list[str]:
     """
     expired = and_(Job.status == JobStatus.RUNNING, Job.lease_expires_at < db_now())
     lost = session.scalars(select(Job).where(expired).with_for_update(skip_locked=True)).all()
-    reason = "its worker stopped answering"
-    taken = []
-    for job_id, attempt, cancel_requested in [(job.id, job.attempt, job.cancel_requested_at) for job in lost]:
-        if cancel_requested is not None:
-            moved = _move(session, job_id, JobStatus.CANCELLED, where=expired, finished_at=db_now(), **_RELEASED)
-            message = "Job cancelled"
-        elif attempt >= max_attempts:
-            moved, message = _fail(session, job_id, _worker_lost(attempt, reason), where=expired), None
-        else:
-            moved, message = _queue(session, job_id, where=expired), f"Job queued again: {reason}"
-        if moved:
-            taken.append(job_id)
-            if message:
-                add_event(session, job_id, message, level="warn")
-    return taken
+    how: dict[str, Any] = {"where": expired, "count_attempt": True, "max_attempts": max_attempts}
+    return [job.id for job in lost if _release(session, job, "its worker stopped answering", **how)]
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ class JobKind(StrEnum):
     EVALUATION = "evaluation"
 
 
-#: Every move there is. ``running -> queued`` is a lost lease or a worker that was told to stop.
+#: Every move there is. ``running -> queued`` is a lost lease, or a worker that was told to stop.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING_FILES: frozenset({JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
     JobStatus.RUNNING: frozenset(
         {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PAUSED, JobStatus.QUEUED}
     ),

@@ -40,11 +40,26 @@ class ApiKey(Base):
     revoked_at: Mapped[float | None]
 
 
+class DashboardSession(Base):
+    """A browser that signed in with a key: the SHA-256 of its cookie's 256 random bits. It ends with the key."""
+
+    __tablename__ = "dashboard_sessions"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[float] = _created_at()
+    expires_at: Mapped[float] = mapped_column(Double, index=True)
+
+
 class File(Base):
     """An uploaded or produced file. ``storage_key`` is Hone's; ``filename`` is only shown."""
 
     __tablename__ = "files"
-    __table_args__ = (Index("ix_files_project_id_id", "project_id", "id"),)
+    __table_args__ = (
+        Index("ix_files_project_id_id", "project_id", "id"),
+        # What the sweep of expired files reads.
+        Index("ix_files_expires_at", "expires_at"),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("file-"))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
@@ -141,6 +156,8 @@ class Job(Base):
     lease_expires_at: Mapped[float | None]
     last_progress_at: Mapped[float | None]
     cancel_requested_at: Mapped[float | None]
+    #: Only while it runs: a pause that its worker has still to carry out.
+    pause_requested_at: Mapped[float | None]
 
 
 class JobEvent(Base):
@@ -177,6 +194,8 @@ class StepMetric(Base):
     grad_norm: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
     epoch: Mapped[float | None]
+    #: The most memory that the run has taken so far, in bytes: the GPU's, or without one the process's own.
+    peak_memory: Mapped[float | None]
 
 
 class Checkpoint(Base):
@@ -207,6 +226,24 @@ class FineTunedModel(Base):
     base_model: Mapped[str] = mapped_column(String(256))
     prompt_template: Mapped[str] = mapped_column(String(16))
     adapter_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[float] = _created_at()
+
+
+class CheckpointPermission(Base):
+    """Lets another project use a fine-tuned model; ``model`` is the name that requests use, a checkpoint's or its."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (
+        UniqueConstraint("project_id", "model"),
+        Index("ix_checkpoint_permissions_model_id", "model", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("cp_"))
+    #: The job that made the model.
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    model: Mapped[str] = mapped_column(String(256))
+    #: Who may use it.
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     created_at: Mapped[float] = _created_at()
 
 
@@ -344,6 +381,46 @@ class WebhookDelivery(Base):
     #: ``{"tries": [...]}``, oldest first.
     log: Mapped[Json] = mapped_column(default=lambda: {"tries": []})
     created_at: Mapped[float] = _created_at()
+
+
+class Preflight(Base):
+    """What one pass over a dataset found, for one way to make tokens of it; ``key`` is a hash of that way."""
+
+    __tablename__ = "preflights"
+
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: running, completed or failed.
+    status: Mapped[str] = mapped_column(String(16), default="running")
+    #: The pass that may write here: one that was given up for dead writes nothing any more.
+    run: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    samples: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Of ``core.preflight.examine``.
+    found: Mapped[Json | None]
+    note: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[float] = _created_at()
+    updated_at: Mapped[float] = _created_at()
+
+
+class Worker(Base):
+    """A worker and what it computes with; only told, never relied on: leases say who works."""
+
+    __tablename__ = "workers"
+
+    #: As in ``Job.lease_owner``.
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: cuda or cpu.
+    device: Mapped[str] = mapped_column(String(8))
+    name: Mapped[str] = mapped_column(String(256))
+    #: Bytes of one GPU's memory, or of the machine's.
+    memory: Mapped[int] = mapped_column(BigInteger)
+    #: GPUs that it may use; 0 on a processor.
+    gpus: Mapped[int] = mapped_column(Integer)
+    fast_bfloat16: Mapped[bool]
+    started_at: Mapped[float] = _created_at()
+    seen_at: Mapped[float] = _created_at()
 
 
 metadata: MetaData = Base.metadata

@@ -11,6 +11,7 @@ from core.logging import configure_logging, get_logger
 from core.settings import Settings
 from core.storage import Storage
 from models.database import Database
+from worker.announce import Announcer
 from worker.slot import Slot
 from worker.supervise import Command, child_command
 
@@ -51,7 +52,10 @@ def _keep_logging(**_: Any) -> None:
 def run(settings: Settings, command: Command = child_command) -> int:
     """Work until told to stop; the process's exit code."""
     configure_logging()
-    slot = Slot(Database(settings.resolved_database_url), Storage(settings.resolved_storage_url), settings, command)
+    database, storage = Database(settings.resolved_database_url), Storage(settings.resolved_storage_url)
+    slot = Slot(database, storage, settings, command)
+    announcer = Announcer(slot.owner, database, storage, settings)
+    announcer.start()
     app = create_app(settings, slot)
     # Until Celery puts its own handler in place; the slot may have claimed a job by then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -71,3 +75,4 @@ def run(settings: Settings, command: Command = child_command) -> int:
         slot.drain()  # the worker may have ended for another reason than a signal
         if not slot.join(DRAIN_SECONDS):
             log.error("slot did not drain in time", seconds=DRAIN_SECONDS)
+        announcer.stop()

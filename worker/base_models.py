@@ -3,11 +3,13 @@
 import hashlib
 import importlib.util
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,12 +22,14 @@ from transformers import (
 from core.catalogue import BaseModelEntry, FolderModel, HubModel, WheelModel
 from core.errors import TrainingError
 from core.specs import Precision, PromptTemplate, QuantizationSpec
+from worker import pulse
 from worker.environment import device
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "fp8": torch.bfloat16,  # of all but the base's matmuls
 }
 
 
@@ -96,6 +100,7 @@ def _fetch_from_hub(entry: HubModel, cache: Path) -> Path:
                 revision=entry.revision,
                 cache_dir=cache / "hub",
                 allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
+                tqdm_class=_Download,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -104,6 +109,18 @@ def _fetch_from_hub(entry: HubModel, cache: Path) -> Path:
             "Check the worker's network, accept the model's licence, and set HF_TOKEN.",
             code="model_unavailable",
         ) from error
+
+
+class _Download(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A download's progress, which is not shown but keeps the pulse."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})
+
+    def update(self, n: float | None = 1) -> None:
+        """Another piece has come."""
+        pulse.beat()
+        super().update(n)
 
 
 def load_tokenizer(entry: BaseModelEntry, cache: Path) -> PreTrainedTokenizerBase:
@@ -167,6 +184,39 @@ def load_base(
     model.requires_grad_(False)
     _keep_weights_as_trained(model)
     return model
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A base model as a job wants it: the arguments of ``load_base``."""
+
+    entry: BaseModelEntry
+    cache: Path
+    quantization: QuantizationSpec
+    precision: Precision
+
+
+class Bases(Protocol):
+    """Where a job gets its base model."""
+
+    def has(self, wanted: Wanted) -> bool:
+        """Whether it is in memory."""
+
+    def lend(self, wanted: Wanted) -> PreTrainedModel:
+        """The base, which the job may change as it likes. Raises TrainingError as ``load_base``."""
+
+
+class _Fresh:
+    """Loads for each job."""
+
+    def has(self, wanted: Wanted) -> bool:
+        return False
+
+    def lend(self, wanted: Wanted) -> PreTrainedModel:
+        return load_base(wanted.entry, wanted.cache, wanted.quantization, wanted.precision)
+
+
+FRESH: Bases = _Fresh()
 
 
 def _keep_weights_as_trained(model: PreTrainedModel) -> None:

@@ -23,17 +23,21 @@ class Child:
     Make it in a thread that lives until it has ended: the kernel takes that thread for the parent.
     """
 
-    def __init__(self, argv: Sequence[str], *, stderr: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, stderr: Path, env: Mapping[str, str] | None = None, listens: bool = False
+    ) -> None:
         with stderr.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - the command is Hone's own
                 with_parent(argv),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
                 env=env,
             )
         self.pid = self._process.pid
+        #: Lines that have come so far, taken or not.
+        self.lines_told = 0
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         self._over = False
         self._lock = threading.Lock()
@@ -56,6 +60,24 @@ class Child:
                     break
                 lines.append(line)
         return lines
+
+    def send(self, line: bytes) -> None:
+        """Write a line to its standard input. Raises OSError when it does not listen any more."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self._reaped
+
+    def spare(self) -> None:
+        """Take back ``end_within``."""
+        with self._lock:
+            if self._killer is not None:
+                self._killer.cancel()
+                self._killer = None
 
     def stop(self, grace_seconds: float) -> None:
         """Ask the group to stop, and kill it if it is still there after ``grace_seconds``."""
@@ -92,6 +114,7 @@ class Child:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            self.lines_told += 1
             self._lines.put(line)
 
     def _wait(self) -> None:

@@ -37,7 +37,9 @@ def evaluate(job: EvaluationInput, out: Path, lines: LineWriter) -> None:
             # Imported here, for torch takes seconds to load: SIGTERM is heard by then, items that can't be used are
             # told, and what needs no model needs no torch.
             from worker.answers import answer_items  # noqa: PLC0415 - see above
+            from worker.gpu_lock import hold_gpu  # noqa: PLC0415 - see above
 
+            hold_gpu(lambda message: lines.send(Event(message=message)), lambda: False)
             asked = answer_items(job, items, kept, lines, on_answer=grading.put)
         lines.send(Event(message="Scoring the last answers"))
         judged = grading.finish()

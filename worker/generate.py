@@ -15,6 +15,7 @@ from transformers import (
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker import pulse
 from worker.answer import Answer
 from worker.stopping import End, StopRules
 
@@ -163,10 +164,18 @@ def _new_tokens(model: PreTrainedModel, rules: StopRules, prompts: list[list[int
     pad = model.generation_config.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    more = {"stopping_criteria": StoppingCriteriaList([_AtFence(rules, width, len(prompts))])} if rules.fence else {}
-    made: Tensor = model.generate(input_ids=ids, attention_mask=mask, **more)
+    criteria = [_Beat(), *([_AtFence(rules, width, len(prompts))] if rules.fence else [])]
+    made: Tensor = model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=StoppingCriteriaList(criteria))
     rows: list[list[int]] = made[:, width:].tolist()
     return rows
+
+
+class _Beat(StoppingCriteria):  # type: ignore[misc]  # transformers has no types
+    """Keeps the pulse; ends no row."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        pulse.beat()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _AtFence(StoppingCriteria):  # type: ignore[misc]  # transformers has no types

@@ -12,13 +12,14 @@ from core.settings import Settings
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim, LeaseLostError
-from worker.child import Child
+from worker.host import Running
 
 log = get_logger(__name__)
 
 
-#: A drained child gets this many times the grace of a cancelled one: its step and its checkpoint are worth waiting for.
-_DRAIN_GRACES = 3
+#: A child that is to save gets this many times the grace of a cancelled one: its step and its checkpoint are worth
+#: waiting for.
+_SAVE_GRACES = 3
 
 
 class Stop(Enum):
@@ -26,7 +27,11 @@ class Stop(Enum):
 
     #: The worker was told to stop.
     DRAINED = auto()
-    #: A user asked for it.
+    #: A user wants the job put aside.
+    PAUSED = auto()
+    #: It made no progress for too long.
+    STALLED = auto()
+    #: A user wants it ended.
     CANCELLED = auto()
     #: The job is another worker's by now.
     LOST = auto()
@@ -38,7 +43,7 @@ class _Message(Enum):
 
 
 class Heart:
-    """Beats every ``heartbeat_seconds`` from `with` to its end.
+    """Beats every ``heartbeat_seconds`` from `with` to its end, and sees whether the child gets on.
 
     It has a thread of its own because preparing a job and storing a checkpoint may take longer than a lease lasts.
     While the database is away it keeps trying and the child keeps training; the first beat that gets through tells
@@ -50,7 +55,11 @@ class Heart:
         self._database = database
         self._claim = claim
         self._settings = settings
-        self._child: Child | None = None
+        self._child: Running | None = None
+        #: Lines of the child at the last beat, and for how many seconds there have been no others: counted by beats,
+        #: so that a worker that was stopped itself does not take its own absence for the child's.
+        self._lines_told = 0
+        self._quiet = 0.0
         self._lock = threading.Lock()
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"heart-{claim.job_id}", daemon=True)
@@ -66,7 +75,7 @@ class Heart:
         # A beat that hangs on the network must not keep the slot; what it writes later is refused by its epoch.
         self._thread.join(5)
 
-    def attach(self, child: Child) -> None:
+    def attach(self, child: Running) -> None:
         """Stop this child from now on, or at once when that was asked for before it was there."""
         with self._lock:
             self._child = child
@@ -89,9 +98,10 @@ class Heart:
                 message = None
 
     def _beat(self) -> None:
+        progressed = self._look_at_child()
         try:
             with self._database.write() as session:
-                orders = lifecycle.heartbeat(session, self._claim, self._settings.lease_seconds)
+                orders = lifecycle.heartbeat(session, self._claim, self._settings.lease_seconds, progressed=progressed)
         except LeaseLostError:
             self._order(Stop.LOST)
         except SQLAlchemyError as error:
@@ -99,6 +109,21 @@ class Heart:
         else:
             if orders.cancel:
                 self._order(Stop.CANCELLED)
+            elif orders.pause:
+                self._order(Stop.PAUSED)
+
+    def _look_at_child(self) -> bool:
+        """Whether the child has told anything since the last beat; one that has not for too long is stopped."""
+        if self._child is None:
+            return False
+        told, self._lines_told = self._lines_told, self._child.lines_told
+        if told != self._lines_told:
+            self._quiet = 0.0
+            return True
+        self._quiet += self._settings.heartbeat_seconds
+        if self._quiet >= self._settings.stall_seconds:
+            self._order(Stop.STALLED)
+        return False
 
     def _order(self, stop: Stop) -> None:
         with self._lock:
@@ -110,7 +135,7 @@ class Heart:
         if self._child is None or self.stop is None:
             return
         grace = self._settings.cancel_grace_seconds
-        if self.stop is Stop.LOST:
+        if self.stop in (Stop.LOST, Stop.STALLED):
             self._child.kill()
         else:
-            self._child.stop(_DRAIN_GRACES * grace if self.stop is Stop.DRAINED else grace)
+            self._child.stop(grace if self.stop is Stop.CANCELLED else _SAVE_GRACES * grace)

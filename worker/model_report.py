@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from core.specs import QuantizationSpec
-
 
 def count(parameter: nn.Parameter) -> int:
     """Weights that a parameter stands for; a 4-bit one holds two in a byte and remembers its shape."""
@@ -37,22 +35,6 @@ def model_report(model: nn.Module) -> dict[str, Any]:
         },
         "memory_qlora": {"weights": loaded, "gradients": 4 * trainable, "adam_moments": 8 * trainable},
     }
-
-
-def weight_bytes(config: Any, quantization: QuantizationSpec) -> int:
-    """Bytes of a Llama-like base model as it will be loaded, from its configuration alone.
-
-    Embeddings stay at 2 bytes. A 4-bit weight takes 4.127 bits with double quantization, 4.5 without.
-    """
-    width, head = (
-        config.hidden_size,
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-    )
-    attention = 2 * width * head * (config.num_attention_heads + config.num_key_value_heads)
-    linear = config.num_hidden_layers * (attention + 3 * width * config.intermediate_size)
-    tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * width
-    bits = 16.0 if quantization.type == "none" else 4.127 if quantization.double_quantization else 4.5
-    return int(linear * bits) // 8 + 2 * int(tables)
 
 
 def _loaded_bytes(model: nn.Module) -> int:

@@ -1,43 +1,62 @@
-"""Prompts: a sample's turns into tokens, and which of them count in the loss.
+"""Prompts with transformers' tokenizer: ``core.prompts`` renders, this brings the tokenizer."""
 
-A template renders turns into segments, each trained or not; segments are tokenized one by one, so that the prompt of an
-evaluation has exactly the tokens that the same prompt had in training. The tokenizer adds nothing of its own: the
-beginning token stands once at most, and every trained answer ends with the end-of-sequence token, which is trained too.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from core import prompts
 from core.dataset import Message, Sample
-from core.errors import TrainingError
+from core.prompts import Encoded, Segment
 from core.specs import PromptTemplate
 
+__all__ = ["Encoded", "Segment", "begin_id", "encode_prompt", "encode_sample"]
+
+
+def begin_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The beginning token's id, if this tokenizer starts texts with one."""
+    begin: int | None = tokenizer.bos_token_id
+    return begin if begin is not None and tokenizer.encode("a")[:1] == [begin] else None
+
 
 @dataclass(frozen=True)
-class Segment:
-    """A stretch of text, and whether its tokens count in the loss."""
+class _Tokenizer:
+    """transformers' tokenizer as ``core.prompts`` wants it."""
 
-    text: str
-    trained: bool
+    inner: PreTrainedTokenizerBase
 
+    @property
+    def eos_token(self) -> str:
+        return str(self.inner.eos_token)
 
-@dataclass(frozen=True)
-class Encoded:
-    """A sample's token ids, and for each whether it counts in the loss."""
+    @property
+    def eos_token_id(self) -> int:
+        found: int = self.inner.eos_token_id
+        return found
 
-    input_ids: list[int]
-    trained: list[bool]
+    @property
+    def bos_token(self) -> str | None:
+        found: str | None = self.inner.bos_token
+        return found
+
+    @property
+    def begin_id(self) -> int | None:
+        return begin_id(self.inner)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.inner.encode(text, add_special_tokens=False) for text in texts]
+
+    def chat(self, turns: list[dict[str, str]], *, open_answer: bool) -> str:
+        text: Any = self.inner.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_answer)
+        return str(text)
 
 
 def encode_sample(
     sample: Sample, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None
 ) -> Encoded:
     """A training sample as tokens. Raises TrainingError when the template can't render its turns."""
-    segments = _render(_with_system(sample.messages, system_prompt), template, tokenizer, open_answer=False)
-    return _encode(segments, tokenizer)
+    return prompts.encode_sample(sample, template, _Tokenizer(tokenizer), system_prompt)
 
 
 def encode_prompt(
@@ -47,134 +66,4 @@ def encode_prompt(
     system_prompt: str | None = None,
 ) -> list[int]:
     """The tokens that an answer follows, ending where the assistant's turn begins."""
-    turns = _with_system(tuple(messages), system_prompt)
-    return _encode(_render(turns, template, tokenizer, open_answer=True), tokenizer).input_ids
-
-
-def _with_system(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
-    if system_prompt is None or messages[0].role == "system":
-        return messages
-    return (Message("system", system_prompt), *messages)
-
-
-def _encode(segments: list[Segment], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    ids: list[int] = []
-    trained: list[bool] = []
-    begin = _begin_token(segments, tokenizer)
-    if begin is not None:
-        ids, trained = [begin], [False]
-    for segment in segments:
-        tokens = tokenizer.encode(segment.text, add_special_tokens=False)
-        if segment.trained and (not tokens or tokens[-1] != tokenizer.eos_token_id):
-            tokens.append(tokenizer.eos_token_id)
-        ids += tokens
-        trained += [segment.trained] * len(tokens)
-    return Encoded(ids, trained)
-
-
-def _begin_token(segments: list[Segment], tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The beginning token, if this tokenizer starts texts with one and the template has not written it already."""
-    begin: int | None = tokenizer.bos_token_id
-    if begin is None or tokenizer.encode("a")[:1] != [begin] or segments[0].text.startswith(tokenizer.bos_token):
-        return None
-    return begin
-
-
-_Renderer = Callable[..., list[Segment]]
-
-
-def _render(
-    messages: tuple[Message, ...], template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, *, open_answer: bool
-) -> list[Segment]:
-    if template == "chat":
-        return _chat(messages, tokenizer, open_answer=open_answer)
-    return _TEMPLATES[template](messages, open_answer=open_answer)
-
-
-# --- The model's own chat template -----------------------------------------------------------------------------------
-
-
-def _chat(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, *, open_answer: bool) -> list[Segment]:
-    """Render with the tokenizer's template; an answer is what the template adds for it, up to the end token."""
-    turns = [{"role": turn.role, "content": _joined(turn)} for turn in messages]
-    segments: list[Segment] = []
-    done = ""
-    for index, turn in enumerate(messages):
-        if not turn.trained:
-            continue
-        prompt = _apply(tokenizer, turns[:index], open_answer=True)
-        answer = _apply(tokenizer, turns[: index + 1], open_answer=False)
-        if not (prompt.startswith(done) and answer.startswith(prompt)):
-            raise TrainingError(
-                f"The model's chat template rewrites earlier turns, so answer {index} of a sample can't be told "
-                "from its prompt. Keep one answer a sample, or choose another hone.data.prompt_template.",
-                code="template_not_prefix_stable",
-                param="hone.data.prompt_template",
-            )
-        segments.append(Segment(prompt[len(done) :], trained=False))
-        segments.append(Segment(_up_to_end(answer[len(prompt) :], tokenizer), trained=True))
-        done = prompt + segments[-1].text
-    if open_answer:
-        segments.append(Segment(_apply(tokenizer, turns, open_answer=True)[len(done) :], trained=False))
-    return segments
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, open_answer: bool) -> str:
-    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_answer)
-    return str(text)
-
-
-def _up_to_end(answer: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Cut what the template writes after the end token (often a newline): generation stops before it."""
-    end = answer.rfind(tokenizer.eos_token)
-    return answer if end < 0 else answer[: end + len(tokenizer.eos_token)]
-
-
-def _joined(turn: Message) -> str:
-    return turn.content if turn.input is None else f"{turn.content}\n\n{turn.input}"
-
-
-# --- Templates of our own --------------------------------------------------------------------------------------------
-
-
-def _llama2(messages: tuple[Message, ...], *, open_answer: bool) -> list[Segment]:
-    """Llama-2's: ``[INST] <<SYS>> system <</SYS>> question [/INST] answer``; the tokenizer's tokens stand around it."""
-    system, turns = _split_system(messages)
-    segments = []
-    for index, turn in enumerate(turns):
-        if turn.role == "assistant":
-            segments.append(Segment(f" {turn.content}", trained=turn.trained))
-            continue
-        question = turn.content if turn.input is None else f"Instruction: {turn.content}\nInput: {turn.input}"
-        if index == 0 and system:
-            question = f"<<SYS>>\n{system}\n<</SYS>>\n\n{question}"
-        segments.append(Segment(f"[INST] {question} [/INST]", trained=False))
-    return segments
-
-
-def _alpaca(messages: tuple[Message, ...], *, open_answer: bool) -> list[Segment]:
-    """Alpaca's headings: ``### Instruction``, ``### Input`` where there is one, ``### Response``."""
-    system, turns = _split_system(messages)
-    lead = system or "Below is an instruction that describes a task. Write a response that completes the request."
-    segments = []
-    for index, turn in enumerate(turns):
-        if turn.role == "assistant":
-            segments.append(Segment(turn.content, trained=turn.trained))
-            continue
-        opening = f"{lead}\n\n" if index == 0 else "\n\n"
-        extra = "" if turn.input is None else f"### Input:\n{turn.input}\n\n"
-        segments.append(Segment(f"{opening}### Instruction:\n{turn.content}\n\n{extra}### Response:\n", trained=False))
-    return segments
-
-
-def _none(messages: tuple[Message, ...], *, open_answer: bool) -> list[Segment]:
-    """Nothing around the texts: prompt, then completion."""
-    return [Segment(_joined(turn), trained=turn.trained) for turn in messages]
-
-
-_TEMPLATES: dict[str, _Renderer] = {"llama2": _llama2, "alpaca": _alpaca, "none": _none}
-
-
-def _split_system(messages: tuple[Message, ...]) -> tuple[str, tuple[Message, ...]]:
-    system = "\n\n".join(turn.content for turn in messages if turn.role == "system")
-    return system, tuple(turn for turn in messages if turn.role != "system")
+    return prompts.encode_prompt(messages, template, _Tokenizer(tokenizer), system_prompt)

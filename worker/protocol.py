@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.catalogue import BaseModelEntry
+from core.plan import MemoryPlan
 from core.resolve import Resolved
 from core.specs import EvaluationSpec, FineTuneSpec, PromptTemplate
+from worker import pulse
 
 
 class ExitCode(IntEnum):
@@ -43,6 +45,8 @@ class TrainingInput(_Frozen):
     max_line_bytes: int = 2**20
     #: Folder of a checkpoint to go on from.
     resume_from: Path | None = None
+    #: The memory plan of the last attempt.
+    plan: MemoryPlan | None = None
 
 
 class EvaluationInput(_Frozen):
@@ -80,6 +84,13 @@ class Started(_Frozen):
     step: int = 0
 
 
+class Replanned(_Frozen):
+    """The settings as they run from here on: the memory ran out, and the plan stepped down."""
+
+    type: Literal["replanned"] = "replanned"
+    resolved: Resolved
+
+
 class Step(_Frozen):
     """A step's figures, named as in ``models.tables.StepMetric``. A step may come twice: training, validation."""
 
@@ -106,6 +117,12 @@ class Progress(_Frozen):
     done: int
     total: int
     seconds_left: float | None = None
+
+
+class Alive(_Frozen):
+    """Nothing to tell but that work goes on (worker/pulse.py)."""
+
+    type: Literal["alive"] = "alive"
 
 
 class Answered(_Frozen):
@@ -143,7 +160,7 @@ class Failed(_Frozen):
     param: str | None = None
 
 
-AnyLine = Event | Started | Step | Saved | Progress | Answered | Graded | Done | Failed
+AnyLine = Event | Started | Replanned | Step | Saved | Progress | Answered | Graded | Alive | Done | Failed
 Line = Annotated[AnyLine, Field(discriminator="type")]
 _lines: TypeAdapter[Line] = TypeAdapter(Line)
 
@@ -167,9 +184,16 @@ class LineWriter:
             self._stream.write(text)
             self._stream.flush()
 
+    def write(self, line: bytes) -> None:
+        """Write a line that is not the protocol's own."""
+        self._stream.write(line.decode())
+        self._stream.flush()
+
 
 def take_stdout() -> LineWriter:
     """Keep standard output for the lines alone: what libraries print from here on goes to standard error."""
     stream = sys.stdout
     sys.stdout = sys.stderr
-    return LineWriter(stream)
+    lines = LineWriter(stream)
+    pulse.listen(lambda: lines.send(Alive()))
+    return lines

@@ -12,7 +12,7 @@ from models import lifecycle
 from models.base import db_now
 from models.lifecycle import Claim
 from models.tables import Checkpoint, StepMetric
-from worker.protocol import Answered, Event, Graded, Progress, Saved, Started, Step
+from worker.protocol import Answered, Event, Graded, Progress, Replanned, Saved, Started, Step
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StoredCheckpoint:
     stored: Stored
 
 
-Entry = Started | Step | Progress | Event | Answered | Graded | StoredCheckpoint
+Entry = Started | Replanned | Step | Progress | Event | Answered | Graded | StoredCheckpoint
 
 
 def storable(value: Any) -> Any:
@@ -60,6 +60,10 @@ def _started(session: Session, claim: Claim, line: Started) -> None:
     lifecycle.write_as(session, claim, **values, total_steps=line.resolved.total_steps, last_progress_at=db_now())
     if claim.epoch > 1:  # an earlier claim, counted as an attempt or not, may have written steps beyond this one
         lifecycle.rewind(session, claim, line.step)
+
+
+def _replanned(session: Session, claim: Claim, line: Replanned) -> None:
+    lifecycle.write_as(session, claim, resolved=line.resolved.model_dump(mode="json"), last_progress_at=db_now())
 
 
 def _step(session: Session, claim: Claim, line: Step) -> None:
@@ -143,6 +147,7 @@ def _finish(seconds_left: float | None) -> float | None:
 
 _WRITERS: dict[type[Entry], Callable[[Session, Claim, Any], None]] = {
     Started: _started,
+    Replanned: _replanned,
     Step: _step,
     Progress: _progress,
     Event: _event,

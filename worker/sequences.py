@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from core.dataset import Sample, read_samples
 from core.errors import TrainingError
 from core.specs import PromptTemplate
+from worker import pulse
 from worker.prompts import Encoded, encode_sample
 
 #: Label of a token that does not count in the loss.
@@ -43,7 +44,11 @@ def encode(
     samples: Sequence[Sample], template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
 ) -> list[Encoded]:
     """Each sample as tokens, uncut."""
-    return [encode_sample(sample, template, tokenizer, system_prompt) for sample in samples]
+    encoded = []
+    for sample in samples:
+        encoded.append(encode_sample(sample, template, tokenizer, system_prompt))
+        pulse.beat()
+    return encoded
 
 
 def hold_out(encoded: list[Encoded], fraction: float, seed: int) -> Sequences:
@@ -76,7 +81,7 @@ def to_dataset(encoded: list[Encoded], max_seq_length: int) -> Dataset:
 
 def _row(one: Encoded, max_seq_length: int) -> dict[str, list[int]] | None:
     ids, trained = one.input_ids[:max_seq_length], one.trained[:max_seq_length]
-    if not any(trained):
+    if not any(trained[1:]):  # nothing predicts the first token
         return None
     return {"input_ids": ids, "labels": [token if keep else IGNORED for token, keep in zip(ids, trained, strict=True)]}
 

@@ -13,6 +13,7 @@ from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
 from worker import workspace
+from worker.host import Host, warm_command
 from worker.supervise import Attempt, Command, child_command
 
 log = get_logger(__name__)
@@ -28,7 +29,12 @@ class Slot:
     """
 
     def __init__(
-        self, database: Database, storage: Storage, settings: Settings, command: Command = child_command
+        self,
+        database: Database,
+        storage: Storage,
+        settings: Settings,
+        command: Command = child_command,
+        host: Host | None = None,
     ) -> None:
         #: Random for each process: a worker that starts again is another owner.
         self.owner = str(uuid.uuid4())
@@ -36,6 +42,9 @@ class Slot:
         self._storage = storage
         self._settings = settings
         self._command = command
+        self._host = host
+        if host is None and command is child_command and settings.warm_seconds:
+            self._host = Host(warm_command(), settings.warm_seconds)
         self._attempt: Attempt | None = None
         self._draining = False
         self._calls: SimpleQueue[None] = SimpleQueue()
@@ -83,6 +92,10 @@ class Slot:
                 pause = 0.5
                 if not worked:
                     self._wait(self._settings.poll_seconds)
+            if self._host is not None:
+                self._host.settle()
+        if self._host is not None:
+            self._host.close()
         log.info("slot closed", owner=self.owner)
 
     def _work_once(self) -> bool:
@@ -94,7 +107,7 @@ class Slot:
         return True
 
     def _carry_out(self, claim: Claim) -> None:
-        self._attempt = Attempt(claim, self._database, self._storage, self._settings, self._command)
+        self._attempt = Attempt(claim, self._database, self._storage, self._settings, self._command, self._host)
         if self._draining:  # said between the loop's look and the line above
             self._attempt.drain()
         try:

@@ -29,6 +29,7 @@ from worker.checkpoints import MANIFEST
 from worker.child import Child
 from worker.finish import STORAGE_ERRORS, Ending, finish, object_key
 from worker.heart import Heart, Stop
+from worker.host import Host, Order, Running, base_of
 from worker.protocol import (
     Answered,
     Done,
@@ -38,6 +39,7 @@ from worker.protocol import (
     Graded,
     Line,
     Progress,
+    Replanned,
     Saved,
     Started,
     Step,
@@ -64,6 +66,16 @@ def child_command(kind: JobKind) -> list[str]:
     return [sys.executable, "-m", "worker.train" if kind == JobKind.FINE_TUNE else "worker.evaluate"]
 
 
+def caches(settings: Settings) -> dict[str, str]:
+    """Variables that keep compiled kernels for the next process."""
+    folder = settings.home / "cache"
+    return {
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "CUDA_CACHE_PATH": str(folder / "cuda"),
+    }
+
+
 class Attempt:
     """One run of a claimed job."""
 
@@ -74,7 +86,9 @@ class Attempt:
         storage: Storage,
         settings: Settings,
         command: Command = child_command,
+        host: Host | None = None,
     ) -> None:
+        self._host = host
         self._claim = claim
         self._database = database
         self._storage = storage
@@ -120,11 +134,7 @@ class Attempt:
         self._record([Event(message=message, level="warn") for message in preparation.warnings])
         if self._heart.stop is not None:
             return self._stopped()
-        child = Child(
-            [*self._command(self._claim.kind), str(space.input), str(space.out)],
-            stderr=space.stderr,
-            env={name: value for name, value in os.environ.items() if name not in _SECRETS},
-        )
+        child = self._start(space)
         try:
             self._heart.attach(child)
             self._follow(child, space)
@@ -135,7 +145,17 @@ class Attempt:
 
     # --- While it runs ------------------------------------------------------------------------------------------------
 
-    def _follow(self, child: Child, space: Workspace) -> None:
+    def _start(self, space: Workspace) -> Running:
+        """The job's process: for training the warm one, if the worker keeps one; anything else has the GPU alone."""
+        env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | caches(self._settings)
+        if self._host is not None and self._claim.kind == JobKind.FINE_TUNE:
+            return self._host.start(Order.of(space), base_of(space.input), env)
+        if self._host is not None:
+            self._host.close()
+        argv = [*self._command(self._claim.kind), str(space.input), str(space.out)]
+        return Child(argv, stderr=space.stderr, env=env)
+
+    def _follow(self, child: Running, space: Workspace) -> None:
         while (batch := child.take()) is not None:
             entries: list[Entry] = []
             for line in filter(None, map(self._parse, batch)):
@@ -151,7 +171,7 @@ class Attempt:
                     case Failed():
                         self._failed = line
                         child.end_within(self._settings.cancel_grace_seconds)
-                    case Started() | Step() | Progress() | Event() | Answered() | Graded():
+                    case Started() | Replanned() | Step() | Progress() | Event() | Answered() | Graded():
                         entries.append(line)
             self._record(entries)
 
@@ -210,8 +230,11 @@ class Attempt:
         if self._failed is not None:
             failed = self._failed
             return self._fail(TrainingError(storable(failed.message), param=failed.param, code=failed.code))
+        if self._heart.stop is Stop.STALLED:
+            stalled = f"it stalled: it made no progress for {self._settings.stall_seconds:g} seconds and was killed"
+            return self._hand_back(stalled, count_attempt=True)
         told_to_stop = exit_code in (ExitCode.STOPPED, -15, -9)
-        if self._heart.stop is Stop.CANCELLED or (self._heart.stop is Stop.DRAINED and told_to_stop):
+        if self._heart.stop is Stop.CANCELLED or (self._heart.stop is not None and told_to_stop):
             return self._stopped()
         tail = _tail(space.stderr)
         self._log.error("child crashed", exit_code=exit_code, stderr=tail)
@@ -222,7 +245,9 @@ class Attempt:
             raise LeaseLostError(self._claim.job_id)
         if self._heart.stop is Stop.CANCELLED:
             return partial(lifecycle.confirm_cancelled, claim=self._claim)
-        return self._hand_back("its worker was told to stop", count_attempt=False)
+        # Whether it is to be paused its row says; the pause may have been withdrawn since.
+        reason = "its pause was withdrawn" if self._heart.stop is Stop.PAUSED else "its worker was told to stop"
+        return self._hand_back(reason, count_attempt=False)
 
     def _fail(self, error: HoneError) -> Ending:
         return partial(lifecycle.fail, claim=self._claim, error=error)

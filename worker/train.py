@@ -12,8 +12,10 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 from datasets import Dataset
@@ -23,15 +25,27 @@ from transformers import PreTrainedTokenizerBase
 from core.disk import disk_full
 from core.errors import HoneError, TrainingError
 from core.resolve import Facts, Resolved, resolve
+from core.shape import ModelShape, read_shape
 from core.specs import FineTuneSpec
 from worker.artifacts import write_artifacts
-from worker.base_models import default_template, fingerprint, load_base, load_config, load_tokenizer
+from worker.base_models import FRESH, Bases, Wanted, default_template, fingerprint, load_config, load_tokenizer
 from worker.checkpoints import read_manifest, sha256_of
-from worker.environment import device, device_memory, fast_bfloat16, hardware, peak_memory, versions
-from worker.fast.model import FastModel, uncovered
-from worker.model_report import model_report, weight_bytes
+from worker.environment import (
+    available_memory,
+    device,
+    fast_bfloat16,
+    fast_fp8,
+    forget_peak_memory,
+    hardware,
+    peak_memory,
+    versions,
+)
+from worker.fast.model import FastModel, uncovered, uncovered_kind
+from worker.gpu_lock import hold_gpu
+from worker.model_report import model_report
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
+from worker.running_plan import RunningPlan
 from worker.selection import restore, watch
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
 from worker.trainer import QLoraTrainer, add_adapter, make_config
@@ -46,6 +60,7 @@ class Prepared:
     train: Dataset
     validation: Dataset | None
     resolved: Resolved
+    shape: ModelShape
     dataset_report: dict[str, Any]
 
 
@@ -65,7 +80,7 @@ def prepare(job: TrainingInput) -> Prepared:
         sequences = Sequences(encoded(job.train_file), encoded(job.validation_file))
     else:
         sequences = hold_out(encoded(job.train_file), spec.hone.data.validation_fraction, spec.seed)
-    lengths = sorted(sequences.lengths)
+    lengths, shape = sorted(sequences.lengths), read_shape(config.to_dict())
     resolved = resolve(
         spec,
         Facts(
@@ -73,24 +88,25 @@ def prepare(job: TrainingInput) -> Prepared:
             mean_tokens=sum(lengths) / len(lengths),
             p90_tokens=lengths[int(0.9 * (len(lengths) - 1))],
             longest_tokens=lengths[-1],
+            deviation_tokens=pstdev(lengths),
             context_length=config.max_position_embeddings,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            layers=config.num_hidden_layers,
-            weight_bytes=weight_bytes(config, spec.hone.quantization),
+            shape=shape,
+            available_memory=available_memory(),
             device=device(),
-            device_memory=device_memory(),
             fast_bfloat16=fast_bfloat16(),
+            fast_path=uncovered_kind(config) is None,
+            fast_fp8=fast_fp8(),
             prompt_template=template,
         ),
+        job.plan,
     )
     train = to_dataset(sequences.train, resolved.max_seq_length)
     validation = to_dataset(sequences.validation, resolved.max_seq_length) if sequences.validation else None
     report = length_report(sequences, train, validation, resolved.max_seq_length)
-    return Prepared(tokenizer, sequences, train, validation, resolved, report)
+    return Prepared(tokenizer, sequences, train, validation, resolved, shape, report)
 
 
-def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -> ExitCode:
+def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases = FRESH) -> ExitCode:
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
     began = time.monotonic()
 
@@ -100,10 +116,11 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
     resolved = data.resolved
 
     # 2. The base model in 4 bits, and a fresh adapter in float32.
-    if stop.asked:
+    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked) or stop.asked:
         return ExitCode.STOPPED
-    lines.send(Event(message=f"Loading base model {job.spec.model}"))
-    base = load_base(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    lines.send(Event(message=_told(job.spec.model, loaded=bases.has(wanted))))
+    base = bases.lend(wanted)
     base.config.use_cache = False
     model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
     report = {
@@ -114,7 +131,8 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
     }
 
     # 3. The trainer, on the fast path where it covers the model.
-    fast = fast_model(model, job.spec, resolved, lines)
+    plan = RunningPlan(job.spec, data.shape, resolved, lines)
+    warn_if_uncovered(model, job.spec, resolved, lines)
     progress = ProgressCallback(lines, resolved.total_steps)
     trainer = QLoraTrainer(
         model,
@@ -123,8 +141,10 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
         validation=data.validation,
         tokenizer=data.tokenizer,
         callbacks=[progress, StopCallback(stop)],
-        fast=fast,
+        plan=plan,
+        make_fast=partial(fast_model, model, plan),
     )
+    forget_peak_memory()
     resume_step = checkpoint_step(job.resume_from)
     selection, codebleu = watch(trainer, job.spec.hone.evaluation, data.sequences.validation, lines, job.resume_from)
     lines.send(Started(resolved=resolved, report=report, step=resume_step))
@@ -149,29 +169,38 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest) -
     report["run"] = {
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory": peak_memory(),
+        "memory": plan.report(peak_memory()),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),
         "last_step": last,
         "kept_step": kept_step,
     }
-    save(job, out / "artifacts", data, model, progress, report)
+    save(job, out / "artifacts", replace(data, resolved=plan.resolved), model, progress, report)
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
     return ExitCode.DONE
 
 
-def fast_model(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> FastModel | None:
-    """The model on the fast path; None, with an event that says why, where it is not covered."""
-    if not spec.hone.training.fast_path:
+def _told(model: str, *, loaded: bool) -> str:
+    return f"Base model {model} is loaded" if loaded else f"Loading base model {model}"
+
+
+def warn_if_uncovered(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> None:
+    """Tell why a model that should be on the fast path is not, or not in 8 bits."""
+    if spec.hone.training.precision == "fp8" != resolved.precision:
+        why = resolved.reasons["training.precision"]
+        lines.send(Event(message=f"Training in {resolved.precision}: {why}", level="warn"))
+    if resolved.plan.fast_path or not spec.hone.training.fast_path:
+        return
+    reason = uncovered(model) or f"{resolved.precision} on this device is not covered"
+    lines.send(Event(message=f"Training without the fast path: {reason}", level="warn"))
+
+
+def fast_model(model: PeftModel, plan: RunningPlan) -> FastModel | None:
+    """The model on the fast path as the plan has it now; None where it is not covered."""
+    now = plan.resolved.plan
+    if not now.fast_path:
         return None
-    reason = uncovered(model)
-    if resolved.precision == "float16" or (resolved.precision == "float32" and device() == "cuda"):
-        reason = f"{resolved.precision} on this device is not covered"
-    if reason is not None:
-        lines.send(Event(message=f"Training without the fast path: {reason}", level="warn"))
-        return None
-    fast = FastModel(model)
-    if resolved.gradient_checkpointing:
-        fast.keep("input")
-    return fast
+    fp8 = plan.resolved.precision == "fp8"
+    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident and not fp8, fp8=fp8)
 
 
 def checkpoint_step(folder: Path | None) -> int:
@@ -217,15 +246,18 @@ def save(
 
 
 def main(arguments: list[str]) -> ExitCode:
-    """Run the job that the command line names; every way to end has its exit code."""
+    """Run the job that the command line names."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     stop = StopRequest()
     stop.listen()
-    lines = take_stdout()
-    source, out = Path(arguments[0]), Path(arguments[1])
+    return run(Path(arguments[0]), Path(arguments[1]), take_stdout(), stop)
+
+
+def run(source: Path, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases = FRESH) -> ExitCode:
+    """Run the job of an input file; every way to end has its exit code."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return train(TrainingInput.model_validate_json(source.read_bytes()), out, lines, stop)
+        return train(TrainingInput.model_validate_json(source.read_bytes()), out, lines, stop, bases)
     except Exception as error:
         told = error if isinstance(error, HoneError) else disk_full(error)
         if told is None:

@@ -24,10 +24,12 @@ from sqlalchemy.orm import Session
 from core.catalogue import find_base_model, load_catalogue
 from core.errors import HoneError, TrainingError
 from core.logging import get_logger
+from core.plan import MemoryPlan
 from core.settings import Settings
 from core.specs import EvaluationSpec, FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
+from models.access import find_model
 from models.database import Database
 from models.lifecycle import Claim
 from models.status import JobKind
@@ -147,9 +149,12 @@ class Preparation:
             job = session.get_one(Job, self._claim.job_id)
             spec = FineTuneSpec.model_validate(job.spec)
             project = session.get_one(Project, job.project_id)
-            training = self._find_file(session, job, spec.training_file, "training_file")
-            validation = spec.validation_file and self._find_file(session, job, spec.validation_file, "validation_file")
+            training = self._find_file(session, job.project_id, spec.training_file, "training_file")
+            validation = spec.validation_file and self._find_file(
+                session, job.project_id, spec.validation_file, "validation_file"
+            )
             checkpoints = _checkpoints(session, job.id)
+            plan = (job.resolved or {}).get("plan")
         return TrainingInput(
             job_id=job.id,
             fine_tuned_model=fine_tuned_model_id(spec, project.name, job.id),
@@ -162,15 +167,16 @@ class Preparation:
             else None,
             max_line_bytes=self._settings.max_line_bytes,
             resume_from=self._resume_from(checkpoints),
+            plan=MemoryPlan.model_validate(plan) if plan else None,
         )
 
     def _evaluation(self) -> EvaluationInput:
         with self._database.read() as session:
             job = session.get_one(Job, self._claim.job_id)
             spec = EvaluationSpec.model_validate(job.spec)
-            items = self._find_file(session, job, spec.items_file, "items_file")
+            items = self._find_file(session, job.project_id, spec.items_file, "items_file")
             tuned = None if spec.model == spec.base_model else _find_tuned(session, job, spec.model)
-            adapter = tuned and self._find_file(session, job, tuned.adapter_file_id, "model")
+            adapter = tuned and self._find_file(session, tuned.project_id, tuned.adapter_file_id, "model")
             kept = lifecycle.kept_answers(session, job.id)
         template = spec.prompt_template
         asks = spec.source == "completions"
@@ -192,8 +198,8 @@ class Preparation:
         write_kept(path, found)
         return path
 
-    def _find_file(self, session: Session, job: Job, file_id: str, param: str) -> File:
-        found = session.scalar(select(File).where(File.id == file_id, File.project_id == job.project_id))
+    def _find_file(self, session: Session, project_id: str, file_id: str, param: str) -> File:
+        found = session.scalar(select(File).where(File.id == file_id, File.project_id == project_id))
         if found is None:
             raise _missing_file(file_id, param)
         return found
@@ -262,8 +268,7 @@ def _damaged_file(file_id: str, param: str, error: BundleError) -> HoneError:
 
 
 def _find_tuned(session: Session, job: Job, model: str) -> FineTunedModel:
-    query = select(FineTunedModel).where(FineTunedModel.id == model, FineTunedModel.project_id == job.project_id)
-    found = session.scalar(query)
+    found = find_model(session, job.project_id, model)
     if found is None:
         raise TrainingError(f"The model {model!r:.300} is gone.", param="model", code="model_not_found")
     return found

@@ -1,6 +1,6 @@
 """Answers of evaluations under way, and CodeBLEU beside a step's loss
 
-Revision: 0007, after 0004
+Revision: 0007, after 0006
 """
 
 import sqlalchemy as sa
@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from api.main import create_app
@@ -23,7 +25,7 @@ def test_an_unknown_url_and_a_wrong_method_have_the_one_shape(http: TestClient):
 
 def test_a_database_that_is_away_is_a_503_that_asks_to_come_back(http: TestClient, database: Database):
     with database.write() as session:  # as when the schema is not there
-        session.execute(text("DROP TABLE api_keys"))
+        session.execute(text("DROP TABLE api_keys" if database.is_sqlite else "DROP TABLE api_keys CASCADE"))
     answer = http.get("/v1/files")
     if database.is_sqlite:  # "no such table" is an OperationalError there alone
         assert answer.status_code == 503
@@ -119,3 +121,39 @@ def test_a_bad_field_is_a_400_that_names_it_and_says_what_is_allowed(shared: Sha
     assert told["param"] == param
     assert words in told["message"]
     assert shared.made()["jobs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "wanted"),
+    [
+        ("/v1/fine_tuning/jobs", "text/plain", "application/json"),
+        ("/v1/evals", "application/x-www-form-urlencoded", "application/json"),
+        ("/v1/uploads", "multipart/form-data; boundary=x", "application/json"),
+        ("/v1/files", "application/json", "multipart/form-data"),
+        ("/v1/uploads/upload_x/parts", "application/json", "multipart/form-data"),
+    ],
+)
+def test_a_body_of_another_type_is_a_415_that_names_both(shared: Shared, path: str, content_type: str, wanted: str):
+    answer = shared.http.post(path, content=b"{}", headers={"content-type": content_type})
+    assert answer.status_code == 415
+    told = error_of(answer)
+    assert (told["code"], told["param"]) == ("unsupported_media_type", "Content-Type")
+    assert f"'{content_type.partition(';')[0]}'" in told["message"]
+    assert f"'{wanted}'" in told["message"]
+
+
+def test_json_may_be_named_in_any_way_that_means_it(shared: Shared):
+    for content_type in ("application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"):
+        answer = shared.http.post("/v1/evals", content=b"{}", headers={"content-type": content_type})
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "missing_field")
+
+
+def test_a_422_of_a_library_has_the_one_shape_too(shared: Shared):
+    def unprocessable() -> None:
+        raise HTTPException(422, "not now")
+
+    app: Any = shared.http.app
+    app.add_api_route("/v1/unprocessable", unprocessable)
+    answer = shared.http.get("/v1/unprocessable")
+    assert answer.status_code == 422
+    assert error_of(answer) == {"message": "not now", "type": "invalid_request_error", "param": None, "code": None}

@@ -27,6 +27,11 @@ def theirs(shared: Shared) -> dict[str, Any]:
     item = shared.http.get(f"/v1/evals/{eval_id}/runs/{run['id']}/output_items").json()["data"][0]
     announced = {"filename": "f", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
     upload_id = shared.http.post("/v1/uploads", json=announced).json()["id"]
+    model_id = shared.http.get("/v1/models").json()["data"][-1]["id"]
+    with shared.database.write() as session:
+        third = accounts.create_project(session, "third").id
+    permissions = f"/v1/fine_tuning/checkpoints/{model_id}/permissions"
+    [permission] = shared.http.post(permissions, json={"project_ids": [third]}).json()["data"]
     [delivery] = shared.http.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries").json()["data"]
     with shared.database.write() as session:
         key = accounts.create_key(session, accounts.create_project(session, "second"), "test")
@@ -35,13 +40,15 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "file_id": file_id,
         "training_file": job["training_file"],
         "job_id": job["id"],
-        "model_id": shared.http.get("/v1/models").json()["data"][-1]["id"],
+        "model_id": model_id,
+        "permission_id": permission["id"],
         "eval_id": eval_id,
         "run_id": run["id"],
         "item_id": item["id"],
         "endpoint_id": endpoint["id"],
         "upload_id": upload_id,
         "delivery_id": delivery["id"],
+        "index": "0",
     }
 
 
@@ -61,6 +68,8 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
             body = {"name": "mine now"}
         if (method, path) == ("POST", "/v1/evals/{eval_id}/runs"):
             body = run_body({"type": "file_content", "content": [{"item": {"prompt": "p", "completion": "c"}}]})
+        if path == "/v1/fine_tuning/checkpoints/{model_id}/permissions":
+            body = {"project_ids": ["proj_any"]}
         if path == "/v1/uploads/{upload_id}/complete":
             body = {"part_ids": ["part_1"]}
         if path == "/v1/webhook_endpoints/{endpoint_id}" and method == "POST":
@@ -77,7 +86,7 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
 def test_the_owner_still_has_everything(shared: Shared, theirs: dict[str, Any]):
     seen = 0
     for method, path in _routes(shared):
-        if method == "GET":
+        if method == "GET" and "/preflight" not in path:  # which an evaluation's file has none of
             assert shared.http.get(path.format(**theirs)).status_code == 200, path
             seen += 1
     assert seen >= 12
@@ -94,10 +103,10 @@ def test_lists_show_none_of_it(shared: Shared, theirs: dict[str, Any]):
 @pytest.mark.parametrize(
     ("path", "cursor"), [("/v1/files", "file_id"), ("/v1/fine_tuning/jobs", "job_id"), ("/v1/evals", "eval_id")]
 )
-def test_a_cursor_of_another_project_is_a_400(shared: Shared, theirs: dict[str, Any], path: str, cursor: str):
+def test_a_cursor_of_another_project_opens_nothing(shared: Shared, theirs: dict[str, Any], path: str, cursor: str):
+    # Any id that looks right is a cursor, for its row may have been deleted; what it leads to is the asker's own.
     answer = shared.http.get(path, params={"after": theirs[cursor]}, headers=theirs["headers"])
-    assert answer.status_code == 400
-    assert (error_of(answer)["param"], error_of(answer)["code"]) == ("after", "invalid_cursor")
+    assert (answer.status_code, answer.json()["data"]) == (200, [])
 
 
 def test_another_projects_things_can_not_be_named_in_a_body(shared: Shared, theirs: dict[str, Any]):

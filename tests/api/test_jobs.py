@@ -136,6 +136,26 @@ def test_a_running_job_is_asked_to_stop(http: TestClient, database: Database):
     assert http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["status"] == "cancelled"
 
 
+def test_openais_client_pauses_and_resumes(client: OpenAI, http: TestClient, database: Database):
+    waiting = submit(http)["id"]
+    assert client.fine_tuning.jobs.pause(waiting).status == "paused"
+    assert client.fine_tuning.jobs.retrieve(waiting).status == "paused"
+    assert client.fine_tuning.jobs.resume(waiting).status == "queued"
+    taken = claim(database)
+    assert client.fine_tuning.jobs.pause(waiting).status == "running"
+    with database.write() as session:
+        assert lifecycle.heartbeat(session, taken, 60).pause
+        lifecycle.hand_back(session, taken, "x", count_attempt=False, max_attempts=3)
+    assert client.fine_tuning.jobs.retrieve(waiting).status == "paused"
+    assert client.fine_tuning.jobs.cancel(waiting).status == "cancelled"
+    for verb in (client.fine_tuning.jobs.pause, client.fine_tuning.jobs.resume):
+        with pytest.raises(BadRequestError) as refusal:
+            verb(waiting)
+        assert refusal.value.code == "job_ended"
+    for verb in ("pause", "resume"):
+        assert http.post(f"/v1/fine_tuning/jobs/ftjob-none/{verb}").status_code == 404
+
+
 def test_metrics_come_in_the_order_of_steps_and_go_on_after_one(http: TestClient, database: Database, storage: Storage):
     job = submit(http)
     train(database, storage)

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
+from api import file_access
 from api.main import create_app
 from api.reaper import Reaper
 from core.settings import Settings
@@ -32,7 +35,10 @@ def test_a_job_whose_worker_fell_silent_is_queued_again(settings: Settings, key:
             assert session.get_one(Job, job["id"]).status == JobStatus.RUNNING
 
 
-def test_a_file_whose_time_is_up_goes_unless_a_job_needs_it(settings: Settings, key: str, database: Database, tmp_path):
+def test_a_file_whose_time_is_up_goes_unless_a_job_needs_it(
+    settings: Settings, key: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(file_access, "_SWEEP", 1)  # what has to stay must not take the sweep's only place
     quick = settings.model_copy(update={"reap_seconds": 0.05})
     with TestClient(create_app(quick), headers={"Authorization": f"Bearer {key}"}) as http:
         needed, idle = upload(http), upload(http)

@@ -11,7 +11,7 @@ TRAINING = b'{"prompt": "a", "completion": "b"}\n' * 3
 
 
 class Submitter:
-    """A thread that submits jobs, some 1 s apart, and now and then one that it has submitted already."""
+    """A thread that submits jobs, some 1 s apart, now and then one that it has submitted already, and pauses others."""
 
     def __init__(self, base_url: str, api_key: str, jobs: int, seed: int) -> None:
         #: The job's id by the key it was asked for with.
@@ -20,6 +20,9 @@ class Submitter:
         #: How requests were answered: a status, or "no answer".
         self.answers: Counter[str] = Counter()
         self.repeated = 0
+        #: Pauses that were asked for, by how they were answered: the job's status, or why not.
+        self.pauses: Counter[str] = Counter()
+        self._paused: list[str] = []
         self._jobs = jobs
         self._random = random.Random(seed)
         self._http = httpx2.Client(base_url=base_url, headers={"Authorization": f"Bearer {api_key}"}, timeout=20)
@@ -48,14 +51,31 @@ class Submitter:
             if self._random.random() < 0.1:  # as a client whose answer got lost
                 self.repeated += 1
                 self._submit(f"job {self._random.randrange(number + 1)}", file_id)
+            if self._random.random() < 0.3:
+                self._pause(number)
+            if self._random.random() < 0.2:
+                self._resume()
+        while self._paused and not self._over.is_set():
+            self._resume()
 
     def _submit(self, key: str, file_id: str) -> None:
         job_id = self._post("/v1/fine_tuning/jobs", key, json={"model": "base", "training_file": file_id})
         if job_id is not None and self.acknowledged.setdefault(key, job_id) != job_id:
             self.complaints.append(f"{key} was answered with {self.acknowledged[key]}, then with {job_id}")
 
+    def _pause(self, number: int) -> None:
+        """Pause one of the last few jobs: it waits, runs, or has ended."""
+        job_id = self.acknowledged.get(f"job {self._random.randrange(max(0, number - 3), number + 1)}")
+        if job_id is not None and self._post(f"/v1/fine_tuning/jobs/{job_id}/pause", f"pause {number}"):
+            self._paused.append(job_id)
+
+    def _resume(self) -> None:
+        if self._paused:
+            job_id = self._paused.pop(self._random.randrange(len(self._paused)))
+            self._post(f"/v1/fine_tuning/jobs/{job_id}/resume", f"resume {len(self._paused)} {job_id}")
+
     def _post(self, path: str, key: str, **request: object) -> str | None:
-        """The id of what was made; asks again for as long as there is no answer, or a 503."""
+        """The id of what was made or moved, None if it can't be; asks again while there is no answer, or a 503."""
         while not self._over.is_set():
             try:
                 answer = self._http.post(path, headers={"Idempotency-Key": key}, **request)  # type: ignore[arg-type]
@@ -65,7 +85,12 @@ class Submitter:
                 continue
             self.answers[str(answer.status_code)] += 1
             if answer.status_code == 200:
+                if path.endswith("/pause"):
+                    self.pauses[answer.json()["status"]] += 1
                 return str(answer.json()["id"])
+            if answer.status_code == 400 and answer.json()["error"]["code"] == "job_ended":
+                self.pauses["ended"] += path.endswith("/pause")
+                return None
             if answer.status_code != 503:
                 self.complaints.append(f"{path} answered {answer.status_code}: {answer.text}")
                 return None

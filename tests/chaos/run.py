@@ -41,6 +41,7 @@ class Report:
     faults: dict[str, int]
     answers: dict[str, int]
     repeated: int
+    pauses: dict[str, int]
     refused: int
     complaints: list[str]
     verdict: Verdict
@@ -57,6 +58,7 @@ class Report:
                 f"seed {self.seed}: {self.jobs} jobs, {sum(self.faults.values())} faults, {self.seconds:.0f} s",
                 *(f"  {count:4d}  {name}" for name, count in kinds),
                 f"requests by their answer: {self.answers}, {self.repeated} sent again after their answer",
+                f"pauses by the job's status in the answer: {self.pauses}",
                 f"claims {verdict.attempts}, transactions of workers {verdict.worker_transactions}, "
                 f"claims found lost by their worker {self.refused}",
                 f"lost {len(verdict.lost)}, doubled {len(verdict.doubled)}, stuck {len(verdict.stuck)}, "
@@ -95,6 +97,7 @@ def run(folder: Path, *, seed: int, jobs: int, faults: int) -> Report:
         dict(dealer.done),
         dict(submitter.answers),
         submitter.repeated,
+        dict(submitter.pauses),
         refused,
         submitter.complaints,
         verdict,

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from core.resolve import Facts, lora_learning_rate, resolve, tokens_that_fit
+from core.resolve import Facts, lora_learning_rate, resolve
 from core.specs import DataSpec, FineTuneSpec, HoneSpec, Hyperparameters, TrainingSpec
+from tests.core.shapes import LLAMA_7B
 
 FACTS = Facts(
     train_samples=5000,
@@ -13,11 +14,8 @@ FACTS = Facts(
     p90_tokens=500,
     longest_tokens=5714,
     context_length=4096,
-    hidden_size=4096,
-    intermediate_size=11_008,
-    layers=32,
-    weight_bytes=3_900_000_000,
-    device_memory=85_000_000_000,
+    shape=LLAMA_7B,
+    available_memory=85_000_000_000,
     device="cuda",
     fast_bfloat16=True,
     prompt_template="llama2",
@@ -85,41 +83,14 @@ def test_the_batch_leaves_some_fifty_steps(samples, batch):
     assert resolve(AUTO, replace(FACTS, train_samples=samples)).batch_size == batch
 
 
-def test_the_microbatch_divides_the_batch_and_fits_the_device():
-    for device, tokens in (("cuda", 8192), ("cpu", 512)):
-        resolved = resolve(AUTO, replace(FACTS, device=device))
-        assert resolved.batch_size % resolved.microbatch_size == 0
-        assert resolved.microbatch_size * FACTS.mean_tokens <= tokens
-
-
-def test_a_microbatch_that_does_not_divide_the_batch_is_made_to():
-    spec = AUTO.model_copy(
-        update={
-            "hyperparameters": Hyperparameters(batch_size=8),
-            "hone": HoneSpec(training=TrainingSpec(microbatch_size=5)),
-        }
-    )
-    assert resolve(spec, FACTS).microbatch_size == 4
+def test_an_earlier_plan_is_kept_where_it_still_fits():
+    small = resolve(AUTO, replace(FACTS, available_memory=24 * 10**9)).plan
+    assert resolve(AUTO, FACTS, small).plan == small
+    assert resolve(AUTO, FACTS, small).pass_tokens == small.pass_tokens
+    assert resolve(AUTO, replace(FACTS, available_memory=16 * 10**9), small).plan.needed <= 16 * 10**9
+    assert resolve(AUTO, replace(FACTS, device="cpu"), small).plan.device == "cpu"
 
 
 def test_bfloat16_is_chosen_only_where_it_is_native():
     assert resolve(AUTO, FACTS).precision == "bfloat16"
     assert resolve(AUTO, replace(FACTS, fast_bfloat16=False)).precision == "float32"
-
-
-def test_activations_are_recomputed_only_where_they_do_not_fit():
-    def on(gigabytes):
-        resolved = resolve(AUTO, replace(FACTS, device_memory=gigabytes * 10**9))
-        return resolved.microbatch_size, resolved.gradient_checkpointing
-
-    assert on(80) == (16, False)
-    assert on(40) == (8, False)
-    assert on(24) == (8, True)
-    assert on(8) == (8, True)
-
-
-def test_the_memory_rule_stays_below_what_was_measured():
-    """Llama-2-7B's shape at r=4: passes of 8 samples of some 200 tokens took 22.5 GB, of 16 samples 33.9 GB."""
-    for peak, tokens in ((22.5e9, 8 * 200), (33.9e9, 16 * 200)):
-        fits = tokens_that_fit(replace(FACTS, device_memory=int(peak / 0.85)))
-        assert tokens <= fits <= 1.4 * tokens

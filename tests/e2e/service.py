@@ -23,7 +23,7 @@ POLL_SECONDS = 0.1
 ENDED = ("succeeded", "failed", "cancelled")
 
 #: Behind the interpreter, each part's command begins like this.
-PARTS = {"api": ["-m", "api"], "worker": ["-m", "worker"], "training": ["-m", "worker.train"]}
+PARTS = {"api": ["-m", "api"], "worker": ["-m", "worker"], "training": ["-m", "worker.warm"]}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:

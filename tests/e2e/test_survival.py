@@ -77,6 +77,14 @@ def wait_for_checkpoint(service: Service, job_id: str, attempt: int) -> int:
     return found[0]
 
 
+def checkpoint_after(service: Service, job_id: str, step: int) -> int:
+    """Wait until a later step's checkpoint than the pause's is stored; the newest one's step."""
+    checkpoints = service.client().fine_tuning.jobs.checkpoints
+    paused_at = max(checkpoints.list(job_id, limit=1).data[0].step_number, step)
+    wait_for(lambda: checkpoints.list(job_id, limit=1).data[0].step_number > paused_at, 60)
+    return checkpoints.list(job_id, limit=1).data[0].step_number
+
+
 def wait_for_end(service: Service, job_id: str, seconds: float = 60) -> FineTuningJob:
     jobs = service.client().fine_tuning.jobs
     wait_for(lambda: jobs.retrieve(job_id).status in ENDED, seconds)
@@ -147,11 +155,19 @@ def test_a_job_survives_the_death_of_its_child_its_worker_and_the_broker(start: 
     service.stop()
 
 
-def test_a_running_job_is_cancelled_or_handed_on_by_a_stop_and_a_start(start: Start) -> None:
+def test_a_running_job_is_paused_cancelled_or_handed_on_by_a_stop_and_a_start(start: Start) -> None:
     service = start()
     client = service.client()
 
-    cancelled = submit(client)
+    handed_on = submit(client)
+    first = wait_for_checkpoint(service, handed_on, attempt=1)
+    child = service.part("training")
+    assert child is not None
+    client.fine_tuning.jobs.pause(handed_on)
+    wait_for(lambda: client.fine_tuning.jobs.retrieve(handed_on).status == "paused", CANCELLED_WITHIN)
+    assert not child.is_running()
+
+    cancelled = submit(client)  # gets the worker that the other has left
     wait_for_checkpoint(service, cancelled, attempt=1)
     child = service.part("training")
     assert child is not None
@@ -167,17 +183,19 @@ def test_a_running_job_is_cancelled_or_handed_on_by_a_stop_and_a_start(start: St
     assert "Cancellation requested" in messages
     assert messages[-1] == "Job cancelled"
 
-    handed_on = submit(client)
-    stored = wait_for_checkpoint(service, handed_on, attempt=1)
+    client.fine_tuning.jobs.resume(handed_on)
+    stored = checkpoint_after(service, handed_on, first)
     service.stop()
     service = start()
     client = service.client()
     job = wait_for_end(service, handed_on)
     assert job.status == "succeeded", (job.error, messages_of(client, handed_on), log_of(service, "worker"))
-    assert progress_of(job)["attempt"] == 1, "being told to stop is no failure"
+    assert progress_of(job)["attempt"] == 1, "neither a pause nor being told to stop is a failure"
+    assert [step["step"] for step in steps_of(client, handed_on)] == list(range(MANY_STEPS + 1))
     messages = messages_of(client, handed_on)
-    assert "Job queued again: its worker was told to stop" in messages
-    (resumed,) = (int(message.rsplit(" ", 1)[1]) for message in messages if message.startswith("Resumed"))
-    assert resumed >= stored
+    moves = ["Pause requested", "Job paused", "Job resumed", "Job queued again: its worker was told to stop"]
+    assert [message for message in messages if message in moves] == moves
+    resumed = [int(message.rsplit(" ", 1)[1]) for message in messages if message.startswith("Resumed")]
+    assert first <= resumed[0] < stored <= resumed[1]
     assert client.fine_tuning.jobs.retrieve(cancelled).status == "cancelled"
     service.stop()

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.specs import SamplingSpec
-from worker.decode.attention import attend_to_cache
+from worker.decode.attention import Cache, Places, attend_to_cache, put
 from worker.decode.decoder import decode
 from worker.decode.network import Network
 from worker.generate import generate
@@ -24,9 +24,29 @@ def test_attention_to_the_cache_is_that_of_plain_torch(heads, key_heads, size, d
     q = torch.randn(6, heads, size).to(dtype)
     keys, values = (torch.randn(9, key_heads, 200, size).to(dtype) for _ in range(2))
     slots, places = torch.tensor([8, 0, 3, 5, 1, 7]), torch.tensor([0, 199, 63, 64, 65, 130])
-    want = attend_to_cache(q.float(), keys.float(), values.float(), slots, places, 199)
-    found = attend_to_cache(*(x.cuda() for x in (q, keys, values, slots, places)), 0).cpu()
+    want = attend_to_cache(q.float(), Cache(keys.float(), values.float()), Places(slots, places, 199))
+    on_gpu = Cache(keys.cuda(), values.cuda()), Places(slots.cuda(), places.cuda(), 0)
+    found = attend_to_cache(q.cuda(), *on_gpu).cpu()
     torch.testing.assert_close(found.float(), want, **({"rtol": 2e-2, "atol": 2e-2} if dtype != torch.float32 else {}))
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(9, 3, 64), (32, 32, 128)])
+def test_keys_and_values_are_put_where_plain_torch_puts_them(heads, key_heads, size):
+    torch.manual_seed(0)
+    qkv = torch.randn(5, heads + 2 * key_heads, size)
+    tables = tuple(torch.randn(5, size // 2).repeat(1, 2) for _ in range(2))
+    empty = torch.zeros(2, 7, key_heads, 50, size)
+    slots, places = torch.tensor([6, 0, 2, 3, 5]), torch.tensor([0, 49, 7, 8, 20])
+    put(*qkv.split([heads, key_heads, key_heads], 1), tables, Places(slots, places, 49), want := Cache(*empty.clone()))
+    found, moved = Cache(*empty.cuda()), qkv.cuda()
+    put(
+        *moved.split([heads, key_heads, key_heads], 1),
+        (tables[0].cuda(), tables[1].cuda()),
+        Places(slots.cuda(), places.cuda(), 0),
+        found,
+    )
+    torch.testing.assert_close(found.keys.cpu(), want.keys)
+    torch.testing.assert_close(found.values.cpu(), want.values)
 
 
 @pytest.fixture(scope="module")

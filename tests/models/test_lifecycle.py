@@ -1,7 +1,9 @@
 """The life of a job, on both engines: every move, its guard, and its event."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from sqlalchemy import func, select
@@ -11,7 +13,7 @@ from core.ids import new_id
 from models import lifecycle
 from models.accounts import create_project
 from models.lifecycle import LeaseLostError
-from models.status import TRANSITIONS, JobKind, JobStatus
+from models.status import ENDED, TRANSITIONS, JobKind, JobStatus
 from models.tables import Checkpoint, File, Job, JobEvent, OutboxMessage, Project, StepMetric
 
 LEASE = 60
@@ -208,6 +210,153 @@ def test_cancelling_a_waiting_job_ends_it_at_once_and_twice_is_an_error(database
     assert claim(database) is None
     with pytest.raises(InvalidRequestError, match="already been cancelled"), database.write() as session:
         lifecycle.cancel(session, session.get_one(Job, job_id))
+
+
+def ask(database, request, job_id):
+    with database.write() as session:
+        request(session, session.get_one(Job, job_id))
+
+
+def test_a_queued_job_is_paused_at_once_and_resumed_into_the_queue(database):
+    job_id = submit(database)
+    ask(database, lifecycle.pause, job_id)
+    ask(database, lifecycle.pause, job_id)  # as a client that lost its answer
+    assert job_of(database, job_id).status == JobStatus.PAUSED
+    assert claim(database) is None
+    ask(database, lifecycle.resume, job_id)
+    ask(database, lifecycle.resume, job_id)
+    assert job_of(database, job_id).status == JobStatus.QUEUED
+    assert claim(database).attempt == 1
+    assert messages(database, job_id)[2:] == ["Job paused", "Job resumed", "Job started"]
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 2
+
+
+def test_a_paused_job_can_be_cancelled_and_an_ended_one_neither_paused_nor_resumed(database):
+    job_id = submit(database)
+    ask(database, lifecycle.pause, job_id)
+    ask(database, lifecycle.cancel, job_id)
+    assert job_of(database, job_id).status == JobStatus.CANCELLED
+    for request, told in ((lifecycle.pause, "can't be paused"), (lifecycle.resume, "can't be resumed")):
+        with pytest.raises(InvalidRequestError, match=f"already been cancelled and {told}"):
+            ask(database, request, job_id)
+
+
+def test_a_running_job_is_paused_by_its_worker_and_no_attempt_is_counted(database):
+    job_id = submit(database)
+    taken = claim(database)
+    ask(database, lifecycle.pause, job_id)
+    assert job_of(database, job_id).status == JobStatus.RUNNING
+    with database.write() as session:
+        assert lifecycle.heartbeat(session, taken, LEASE) == lifecycle.Orders(cancel=False, pause=True)
+    with database.write() as session:
+        lifecycle.hand_back(session, taken, "x", count_attempt=False, max_attempts=1)
+    job = job_of(database, job_id)
+    assert (job.status, job.attempt, job.lease_owner, job.pause_requested_at) == (JobStatus.PAUSED, 0, None, None)
+    assert messages(database, job_id)[-2:] == ["Pause requested", "Job paused"]
+    with pytest.raises(LeaseLostError), database.write() as session:
+        lifecycle.succeed(session, taken, [])
+
+
+def test_a_pause_that_is_withdrawn_before_the_worker_lets_go_leads_back_to_the_queue(database):
+    job_id = submit(database)
+    taken = claim(database)
+    ask(database, lifecycle.pause, job_id)
+    ask(database, lifecycle.resume, job_id)
+    with database.write() as session:
+        lifecycle.hand_back(session, taken, "its pause was withdrawn", count_attempt=False, max_attempts=3)
+    assert (job_of(database, job_id).status, job_of(database, job_id).attempt) == (JobStatus.QUEUED, 0)
+    told = ["Pause requested", "Pause withdrawn", "Job queued again: its pause was withdrawn"]
+    assert messages(database, job_id)[-3:] == told
+
+
+def test_a_cancel_counts_for_more_than_a_pause_whichever_comes_first(database):
+    for first, second in ((lifecycle.pause, lifecycle.cancel), (lifecycle.cancel, lifecycle.pause)):
+        job_id = submit(database)
+        taken = claim(database)
+        ask(database, first, job_id)
+        if second is lifecycle.pause:
+            with pytest.raises(InvalidRequestError, match="is being cancelled"):
+                ask(database, second, job_id)
+        else:
+            ask(database, second, job_id)
+        with database.write() as session:
+            lifecycle.hand_back(session, taken, "x", count_attempt=False, max_attempts=3)
+        assert job_of(database, job_id).status == JobStatus.CANCELLED
+
+
+def test_a_lost_job_whose_pause_was_asked_for_ends_paused_until_its_attempts_are_used_up(database):
+    job_id = submit(database)
+    for attempt in (1, 2):
+        assert claim(database, lease=-1).attempt == attempt
+        ask(database, lifecycle.pause, job_id)
+        with database.write() as session:
+            assert lifecycle.reap(session, 2) == [job_id]
+        if attempt == 1:
+            assert job_of(database, job_id).status == JobStatus.PAUSED
+            assert messages(database, job_id)[-1] == "Job paused: its worker stopped answering"
+            ask(database, lifecycle.resume, job_id)
+    assert job_of(database, job_id).error_code == "worker_lost"
+
+
+def _finish(session, taken):
+    lifecycle.succeed(session, taken, [])
+
+
+def _let_go(session, taken):
+    lifecycle.hand_back(session, taken, "x", count_attempt=False, max_attempts=3)
+
+
+def _lose(session, taken):
+    lifecycle.reap(session, 3)
+
+
+def _at_once(acts):
+    """Do all of these at once; who comes too late is refused."""
+    together = threading.Barrier(len(acts))
+
+    def act(work):
+        together.wait(10)
+        with contextlib.suppress(LeaseLostError, InvalidRequestError):
+            work()
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        list(pool.map(act, acts))
+
+
+@pytest.mark.parametrize("others", [(_finish,), (_let_go, _lose), (_lose, _finish)])
+@pytest.mark.parametrize("request_", [lifecycle.cancel, lifecycle.resume])
+def test_a_pause_that_races_has_one_outcome_and_the_events_tell_it(database, others, request_):
+    for _ in range(4):
+        job_id = submit(database)
+        taken = claim(database, lease=-1)
+        requests = [partial(ask, database, request, job_id) for request in (lifecycle.pause, request_)]
+        _at_once([*requests, *(partial(_write, database, other, taken) for other in others)])
+        status = job_of(database, job_id).status
+        told = messages(database, job_id)
+        last = next(message for message in reversed(told) if message.startswith(tuple(_MOVES)))
+        assert status == next(to for start, to in _MOVES.items() if last.startswith(start))
+        assert sum(message in ("Job cancelled", "The job has successfully completed") for message in told) == (
+            status in ENDED
+        )
+        if status == JobStatus.QUEUED:  # out of the next round's way
+            ask(database, lifecycle.cancel, job_id)
+
+
+#: Where each event leads to, by how it begins.
+_MOVES = {
+    "Job started": JobStatus.RUNNING,
+    "Job paused": JobStatus.PAUSED,
+    "Job resumed": JobStatus.QUEUED,
+    "Job queued again": JobStatus.QUEUED,
+    "Job cancelled": JobStatus.CANCELLED,
+    "The job has successfully completed": JobStatus.SUCCEEDED,
+}
+
+
+def _write(database, work, taken):
+    with database.write() as session:
+        work(session, taken)
 
 
 def test_a_job_that_ended_has_exactly_one_end(database):

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.models.llama import modeling_llama
+
 from tests.worker.dying import Instant, hook, kill_forks_in_save, redirect, strike
 from worker import answers, checkpoints, evaluate, progress, score_plot, train, trainer
+from worker.fast import block
 from worker.protocol import Answered, Event, Graded, LineWriter
 
 
@@ -131,7 +135,31 @@ def _disk_is_full(instant: Instant) -> None:
     hook(progress.ProgressCallback, "on_step_end", limit)
 
 
+def _out_of_memory(instant: Instant) -> None:
+    """In the last part of a backward pass over more tokens than the instant's step: half the gradients are there."""
+    calls = []
+
+    def ran(block: Any, grad: torch.Tensor, *_: Any) -> None:
+        calls.append(block)
+        if len(calls) % 2 == 0 and len(grad) > instant.step:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. There is room for {instant.step} tokens")
+
+    hook(block.Block, "backward", ran)
+
+
+def _out_of_memory_without_recomputing(instant: Instant) -> None:
+    """In each layer that keeps all it computes, while it trains."""
+
+    def ran(layer: Any, *_: Any, **__: Any) -> None:
+        if layer.training and not layer.gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook(modeling_llama.LlamaDecoderLayer, "forward", ran)
+
+
 _PLACES = {
+    "out of memory": _out_of_memory,
+    "out of memory without recomputing": _out_of_memory_without_recomputing,
     "disk full": _disk_is_full,
     "step": _at_step_end,
     "evaluation": _in_evaluation,

@@ -3,10 +3,12 @@
     python stand_in.py [MODE ...] -- INPUT.json OUT/
 
 Modes: steps=N, pause=SECONDS (a step), save=N (a checkpoint every N steps), crash=K (SIGKILL itself at step K, unless
-it resumed), crash-always, fail, hang (ignores SIGTERM), bare (no artifacts), torn (checkpoints that differ from their
-manifest), noise (lines that are no lines), hostile (texts that databases refuse).
+it resumed), stuck=K (says nothing more at step K, unless it resumed), alive=SECONDS (but has a pulse there),
+crash-always, fail, hang (ignores SIGTERM), bare (no artifacts), torn (checkpoints that differ from their manifest),
+noise (lines that are no lines), hostile (texts that databases refuse).
 """
 
+import csv
 import json
 import os
 import signal
@@ -16,8 +18,10 @@ import zipfile
 from pathlib import Path
 
 from core.resolve import Facts, resolve
+from core.shape import ModelShape
 from worker.checkpoints import write_manifest
 from worker.protocol import (
+    Alive,
     Done,
     EvaluationInput,
     Event,
@@ -32,6 +36,9 @@ from worker.protocol import (
     take_stdout,
 )
 
+#: OpenAI's, the first of the real child's.
+_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+
 
 def loss(step: int) -> float:
     """The figure of a step: the same in every attempt."""
@@ -45,11 +52,8 @@ FACTS = Facts(
     p90_tokens=100,
     longest_tokens=200,
     context_length=512,
-    hidden_size=64,
-    intermediate_size=128,
-    layers=2,
-    weight_bytes=2**20,
-    device_memory=2**30,
+    shape=ModelShape(hidden_size=64, intermediate_size=128, layers=2, heads=4, kv_heads=2, head_dim=16, vocab_size=512),
+    available_memory=2**34,
     device="cpu",
     fast_bfloat16=False,
     prompt_template="chat",
@@ -68,6 +72,7 @@ class StandIn:
 
     def train(self, job: TrainingInput) -> ExitCode:
         first = json.loads((job.resume_from / "state.json").read_text())["step"] if job.resume_from else 0
+        self.total = job.spec.hone.training.max_steps or self.total
         resolved = resolve(job.spec, FACTS).model_copy(update={"total_steps": self.total})
         report = {"samples": len(job.train_file.read_text().splitlines())}
         self.lines.send(Started(resolved=resolved, report=report, step=first))
@@ -81,6 +86,12 @@ class StandIn:
         for step in range(first + 1, self.total + 1):
             if "crash-always" in self.modes or (step == int(self.modes.get("crash", 0)) and not first):
                 os.kill(os.getpid(), signal.SIGKILL)
+            while step == int(self.modes.get("stuck", 0)) and not first:
+                time.sleep(float(self.modes.get("alive", 1)))
+                if "alive" in self.modes:
+                    self.lines.send(Alive())
+                if self.stopped:
+                    break
             self._step(step)
             if self.stopped:
                 self._save(step)
@@ -114,7 +125,9 @@ class StandIn:
     def _artifacts(self) -> None:
         folder = self.out / "artifacts"
         folder.mkdir()
-        (folder / "step_metrics.csv").write_text("step,train_loss\n")
+        rows = [[step, loss(step), 0.5, 1.4 if step == self.total else ""] for step in range(1, self.total + 1)]
+        with (folder / "step_metrics.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([_COLUMNS, *([*row, ""] for row in rows)])
         with zipfile.ZipFile(folder / "adapter.zip", "w") as archive:
             archive.writestr("adapter_config.json", "{}")
             archive.writestr("manifest.json", "{}")
@@ -124,11 +137,15 @@ class StandIn:
         folder = self.out / "artifacts"
         folder.mkdir()
         answer = {"output_text": "a\0b", "code": "a", "finish_reason": "stop", "prompt_tokens": 1, "tokens": 2}
+        results = [
+            {"name": criterion.name, "type": criterion.type, "score": 0.5, "passed": True, "base": None}
+            for criterion in job.spec.criteria
+        ]
         with (folder / "items.jsonl").open("w") as file:
             for position, item in enumerate(items):
                 self.lines.send(Progress(done=position + 1, total=len(items), seconds_left=1.0))
                 line = {"position": position, "item": item, "prompt": "p", "status": "pass", "sample": answer}
-                file.write(json.dumps({**line, "base": None, "results": [{"name": "c", "score": 0.5}]}) + "\n")
+                file.write(json.dumps({**line, "base": None, "results": results}) + "\n")
         (folder / "scores.json").write_text("{}")
         (folder / "codebleu.png").write_bytes(b"\x89PNG")
         files = sorted(path.name for path in job.adapter.iterdir()) if job.adapter else None

@@ -1,6 +1,7 @@
 """Training by hand: `python -m worker.train INPUT.json OUT/`, as a real process on a real tiny Llama."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from worker.artifacts import CSV_COLUMNS
 from worker.base_models import load_base
 from worker.checkpoints import read_manifest, sha256_of
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Saved, Started, Step, TrainingInput, parse_line
+from worker.running_plan import RunningPlan
 from worker.sequences import encode, read_file, to_dataset
 from worker.trainer import QLoraTrainer, add_adapter, make_config
 
@@ -129,6 +131,7 @@ def test_every_step_has_its_figures(trained):
         if "train_loss" in line.metrics:
             assert set(line.metrics) == {
                 "train_loss", "train_accuracy", "learning_rate", "grad_norm", "epoch", "tokens_per_second",
+                "peak_memory",
             }  # fmt: skip
         assert all(math.isfinite(value) for value in line.metrics.values())
 
@@ -144,6 +147,11 @@ def test_the_zip_holds_everything_and_its_manifest_agrees(trained):
     assert manifest["training_file_sha256"] == sha256_of(trained.out.parent / "train.jsonl")
     assert {"spec", "resolved", "base_model", "versions", "hardware", "seed"} <= set(manifest)
     assert manifest["base_model"]["fingerprint"]
+    memory = manifest["run"]["memory"]
+    assert memory["measured_peak"] == manifest["run"]["peak_memory"]
+    assert memory["predicted_peak"] == sum(memory["parts"].values())
+    assert 0 < memory["largest_pass_tokens"] <= manifest["resolved"]["pass_tokens"]
+    assert manifest["resolved"]["plan"]["fits"]
 
 
 def test_the_csv_has_openais_columns_first_and_a_row_a_step(trained):
@@ -295,7 +303,16 @@ def test_validation_weighs_tokens_not_batches(tiny_llama, tmp_path):
     model = add_adapter(base, LoraSpec(), name="tiny", seed=1)
     args = make_config(job.spec, data.resolved, tmp_path / "out", has_validation=True)
     dataset = to_dataset(encode(read_file(job.train_file, 2**20), "chat", data.tokenizer, None)[:9], 64)
-    trainer = QLoraTrainer(model, args, train=data.train, validation=dataset, tokenizer=data.tokenizer, callbacks=[])
+    trainer = QLoraTrainer(
+        model,
+        args,
+        train=data.train,
+        validation=dataset,
+        tokenizer=data.tokenizer,
+        callbacks=[],
+        plan=RunningPlan(job.spec, data.shape, data.resolved, LineWriter(io.StringIO())),
+        make_fast=lambda: None,
+    )
     trainable = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     assert trainable == {torch.float32}, "TRL's cast to bfloat16 must not stand"
     measured = trainer.evaluate()["eval_loss"]
@@ -310,7 +327,5 @@ def test_validation_weighs_tokens_not_batches(tiny_llama, tmp_path):
 
 
 def test_lines_refuse_what_is_not_a_number():
-    import io
-
     with pytest.raises(ValueError, match="not JSON compliant"):
         LineWriter(io.StringIO()).send(Step(step=1, total_steps=2, metrics={"train_loss": math.nan}))

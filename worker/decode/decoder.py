@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import TrainingError
 from core.specs import SamplingSpec
+from worker import pulse
 from worker.answer import Answer
 from worker.decode.network import Network
 from worker.decode.steps import Steps
@@ -135,6 +136,7 @@ class _Run:
                 rows += self._admit(steps, free)
             else:
                 self._advance(steps, rows)
+            pulse.beat()
             ended = [row for row in rows if row.watch.look(row.made) is not None]
             rows = [row for row in rows if row.watch.look(row.made) is None]
             free += [row.slot for row in ended]

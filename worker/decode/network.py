@@ -1,6 +1,5 @@
 """The network of Llama's family over a cache of slots: prompts in one flat row, then a token a row at a time."""
 
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -8,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worker.decode.attention import attend_to_cache
-from worker.fast import ops
+from worker.decode.attention import Cache, Places, attend_to_cache, put
+from worker.decode.layer import Layer, norm
 from worker.fast.attention import Row, attend
 
 #: Kinds of models whose blocks are Llama's; Qwen3 adds norms of queries and keys.
@@ -40,14 +39,6 @@ def _head(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values [layers, slots, key heads, places, head]."""
-
-    keys: Tensor
-    values: Tensor
-
-
 class Network:
     """Runs a dense model's own layers; it shares every weight with the model."""
 
@@ -56,19 +47,20 @@ class Network:
         self._lm_head: Any = model.lm_head
         self._head = _head(model.config)
         self._key_heads = int(model.config.num_key_value_heads)
+        self._layers = [Layer(layer, self._head) for layer in self._backbone.layers]
         self._dtype, self.device = model.dtype, model.device
 
     def slot_bytes(self, places: int) -> int:
         """Bytes that a slot of the cache takes."""
-        return 2 * len(self._backbone.layers) * self._key_heads * places * self._head * int(self._dtype.itemsize)
+        return 2 * len(self._layers) * self._key_heads * places * self._head * int(self._dtype.itemsize)
 
-    def make_cache(self, slots: int, places: int) -> Cache:
-        """An empty cache."""
-        shape = (len(self._backbone.layers), slots, self._key_heads, places, self._head)
+    def make_cache(self, slots: int, places: int) -> list[Cache]:
+        """An empty cache, one part a layer."""
+        shape = (len(self._layers), 2, slots, self._key_heads, places, self._head)
         # Zeros: what a masked place holds is multiplied by 0, and NaN times 0 is NaN.
-        return Cache(*(torch.zeros(shape, dtype=self._dtype, device=self.device) for _ in range(2)))
+        return [Cache(*part) for part in torch.zeros(shape, dtype=self._dtype, device=self.device)]
 
-    def read(self, prompts: list[list[int]], slots: list[int], cache: Cache) -> Tensor:
+    def read(self, prompts: list[list[int]], slots: list[int], cache: list[Cache]) -> Tensor:
         """Put prompts into their slots; the logits [prompts, words] of the token that follows each."""
         lengths = [len(prompt) for prompt in prompts]
         bounds = [0, *accumulate(lengths)]
@@ -76,23 +68,21 @@ class Network:
         places = self._tensor([place for length in lengths for place in range(length)])
         rows = self._tensor([slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)])
         row = Row(self._tensor(bounds).to(torch.int32), lengths)
+        at = Places(rows, places, max(lengths) - 1)
         x, tables = self._start(ids, places)
-        for number, layer in enumerate(self._backbone.layers):
-            q, k, v = self._project(layer, x, tables)
-            cache.keys[number][rows, :, places] = k
-            cache.values[number][rows, :, places] = v
-            x = self._finish(layer, x, attend(q, k, v, row, None))
+        for layer, part in zip(self._layers, cache, strict=True):
+            q, k, v = layer.project(x)
+            put(q, k, v, tables, at, part)
+            x = layer.finish(x, attend(q, k, v, row, None))
         return self._logits(x[self._tensor([bound - 1 for bound in bounds[1:]])])
 
-    def step(self, ids: Tensor, slots: Tensor, places: Tensor, longest: int, cache: Cache) -> Tensor:
-        """One token a row, ``ids`` [rows] at ``places`` of ``slots``: the logits [rows, words] of the next."""
-        x, tables = self._start(ids, places)
-        for number, layer in enumerate(self._backbone.layers):
-            q, k, v = self._project(layer, x, tables)
-            cache.keys[number][slots, :, places] = k
-            cache.values[number][slots, :, places] = v
-            mixed = attend_to_cache(q, cache.keys[number], cache.values[number], slots, places, longest)
-            x = self._finish(layer, x, mixed)
+    def step(self, ids: Tensor, at: Places, cache: list[Cache]) -> Tensor:
+        """One token a row, ``ids`` [rows]: the logits [rows, words] of the next."""
+        x, tables = self._start(ids, at.places)
+        for layer, part in zip(self._layers, cache, strict=True):
+            q, k, v = layer.project(x)
+            put(q, k, v, tables, at, part)
+            x = layer.finish(x, attend_to_cache(q, part, at))
         return self._logits(x)
 
     def _tensor(self, values: list[int]) -> Tensor:
@@ -103,33 +93,5 @@ class Network:
         cos, sin = self._backbone.rotary_emb(x, places[None])
         return x, (cos[0].contiguous(), sin[0].contiguous())
 
-    def _project(self, layer: Any, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [tokens, heads, head], rotated."""
-        attention = layer.self_attn
-        normed = _norm(layer.input_layernorm, x)
-        q, k, v = (
-            project(normed).view(len(x), -1, self._head)
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        if (q_norm := getattr(attention, "q_norm", None)) is not None:
-            q, k = q_norm(q), attention.k_norm(k)
-        for heads in (q, k):
-            flat = heads.view(len(x), -1)
-            ops.rotate(flat, flat, *tables)
-        return q, k, v
-
-    def _finish(self, layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + layer.self_attn.o_proj(mixed.reshape(len(x), -1))
-        return x + layer.mlp(_norm(layer.post_attention_layernorm, x))  # type: ignore[no-any-return]
-
     def _logits(self, x: Tensor) -> Tensor:
-        return self._lm_head(_norm(self._backbone.norm, x))  # type: ignore[no-any-return]
-
-
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    """The layer's own norm on the processor, one kernel in place of six on a GPU."""
-    if not x.is_cuda:
-        return norm(x)  # type: ignore[no-any-return]
-    out = torch.empty_like(x)
-    ops.rms_norm_forward(x, norm.weight, norm.variance_epsilon, out)
-    return out
+        return self._lm_head(norm(self._backbone.norm, x))  # type: ignore[no-any-return]

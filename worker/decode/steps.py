@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from core.specs import SamplingSpec
-from worker.decode.network import Cache, Network
+from worker.decode.attention import Places
+from worker.decode.network import Network
 from worker.decode.sampling import chances, pick
 
 #: Numbers of rows that get a graph: small ones double, then every 32.
@@ -20,7 +21,7 @@ class Steps:
 
     def __init__(self, network: Network, slots: int, places: int, sampling: SamplingSpec) -> None:
         self._network, self._sampling, self._spare = network, sampling, slots
-        self.cache: Cache = network.make_cache(slots + 1, places)
+        self._cache = network.make_cache(slots + 1, places)
         self._state = torch.zeros(3, slots + 32, dtype=torch.int64, device=network.device)
         self._chances = torch.zeros(slots + 1, places, device=network.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -32,7 +33,7 @@ class Steps:
             if self._sampling.temperature > 0:
                 drawn = chances(self._sampling, number).to(self._network.device)
                 self._chances[slot, len(prompt) - 1 : len(prompt) - 1 + len(drawn)] = drawn
-        logits = self._network.read(prompts, slots, self.cache)
+        logits = self._network.read(prompts, slots, self._cache)
         where = torch.tensor(slots, device=self._network.device)
         last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._network.device)
         tokens: list[int] = pick(logits, self._chances[where, last], self._sampling).tolist()
@@ -58,7 +59,7 @@ class Steps:
 
     def _step(self, rows: int, longest: int) -> None:
         tokens, slots, places = self._state[:, :rows]
-        logits = self._network.step(tokens, slots, places, longest, self.cache)
+        logits = self._network.step(tokens, Places(slots, places, longest), self._cache)
         tokens.copy_(pick(logits, self._chances[slots, places], self._sampling))
         places.add_(1)
 

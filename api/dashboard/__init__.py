@@ -1,0 +1,17 @@
+"""The dashboard: pages at ``/`` on the functions that the API's routes call, in the project of the key that signed in.
+
+Nothing is built and nothing comes from elsewhere: Jinja2 templates, one style sheet, htmx for what changes on a page,
+uPlot for curves (static/vendor/README.md: versions and licences).
+"""
+
+from fastapi import FastAPI
+
+from api.dashboard import compare, eval_pages, file_pages, job_form, job_pages, preflight_pages, sessions
+from api.dashboard.assets import PREFIX, Assets
+
+
+def install(app: FastAPI) -> None:
+    """Add the pages and their static files."""
+    app.mount(PREFIX, Assets())
+    for part in (sessions, job_form, job_pages, file_pages, preflight_pages, eval_pages, compare):
+        app.include_router(part.router)

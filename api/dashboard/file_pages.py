@@ -1,0 +1,120 @@
+"""Files: upload, the list, and what is in a dataset."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api import files
+from api.dashboard.job_form import refusal_of
+from api.dashboard.page import PageRoute, ViewerDep, go_to, page
+from api.dashboard.preflight_pages import choose, context_of
+from api.deps import Parts, PartsDep, ReadSession, StorageDep
+from api.file_access import get_file
+from api.once import Once
+from api.pagination import After, fetch_page
+from api.uploads import read_form, store_upload
+from core.errors import HoneError
+from core.specs import Auto, PromptTemplate
+from models.tables import File, Job
+
+router = APIRouter(route_class=PageRoute)
+
+_A_PAGE = 25
+Shown = Literal["all", "fine-tune", "evals", "fine-tune-results", "user_data"]
+
+
+def _list(
+    request: Request,
+    session: Session,
+    viewer: ViewerDep,
+    show: Shown,
+    after: str | None,
+    status: int = 200,
+    **more: Any,
+) -> Response:
+    query = select(File).where(File.project_id == viewer.project_id)
+    if show != "all":
+        query = query.where(File.purpose == show)
+    found, has_more = fetch_page(session, query, File.id, after=after, limit=_A_PAGE, order="desc")
+    context: dict[str, Any] = {"refusal": None, "problems": None, **more}
+    rows = [file for (file,) in found]
+    return page(
+        request,
+        "files.html",
+        status,
+        rows=rows,
+        more=has_more,
+        show=show,
+        after=after,
+        shown=get_args(Shown),
+        **context,
+    )
+
+
+@router.get("/files")
+def list_page(
+    request: Request, viewer: ViewerDep, session: ReadSession, show: Shown = "all", after: After = None
+) -> Response:
+    """The files, newest first, and the form for another."""
+    return _list(request, session, viewer, show, after)
+
+
+@router.post("/files")
+async def upload(request: Request, viewer: ViewerDep, parts: PartsDep) -> Response:
+    """Take a file; one that can't be used is refused with each of its problems."""
+    async with request.form(max_files=1, max_fields=8, max_part_size=4096) as form:
+        try:
+            received = read_form(form)
+            file = await run_in_threadpool(store_upload, parts, viewer.project_id, received, Once(request))
+        except (HoneError, RequestValidationError) as error:
+            return await run_in_threadpool(_refused, request, parts, viewer, error)
+    return go_to(f"/files/{file.id}")
+
+
+def _refused(request: Request, parts: Parts, viewer: ViewerDep, error: HoneError | RequestValidationError) -> Response:
+    status, problems = 400, None
+    if isinstance(error, HoneError):
+        status = error.status
+        report: dict[str, Any] = (error.details or {}).get("report", {})
+        problems = report.get("problems")
+    with parts.database.read() as session:
+        return _list(request, session, viewer, "all", None, status, refusal=refusal_of(error), problems=problems)
+
+
+@router.get("/files/{file_id}")
+def file_page(
+    file_id: str,
+    request: Request,
+    viewer: ViewerDep,
+    parts: PartsDep,
+    session: ReadSession,
+    model: Annotated[str | None, Query(max_length=256)] = None,
+    template: Auto | PromptTemplate = "auto",
+    max_seq_length: Annotated[str, Query(max_length=9)] = "auto",
+    validation_file: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """One file; of a dataset, what is in it."""
+    file = get_file(session, viewer.project_id, file_id)
+    made_by = session.get(Job, file.job_id) if file.job_id else None
+    if file.purpose != "fine-tune":
+        return page(request, "file.html", file=file, made_by=made_by)
+    choice = choose(parts, model, template, max_seq_length, validation_file)
+    context = context_of(parts, session, viewer, file, choice)
+    return page(request, "dataset.html", made_by=made_by, **context)
+
+
+@router.get("/files/{file_id}/content")
+def content(file_id: str, request: Request, viewer: ViewerDep, session: ReadSession, storage: StorageDep) -> Response:
+    """Download a file."""
+    return files.download_file(file_id, request, viewer.project_id, session, storage)
+
+
+@router.post("/files/{file_id}/delete")
+def delete(file_id: str, viewer: ViewerDep, parts: PartsDep) -> Response:
+    """Delete a file that nothing needs."""
+    files.remove_file(file_id, viewer.project_id, parts)
+    return go_to("/files")

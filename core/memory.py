@@ -1,0 +1,264 @@
+"""The memory that a fine-tune takes, part by part, from the model's shape alone.
+
+Pure arithmetic: the worker plans by it, an estimate shows it, and a job's manifest compares it with what was measured.
+A ``pass`` is one forward and backward pass over whole samples that lie end to end; T stands for its tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from core.shape import ModelShape, targets
+from core.specs import LINEAR_LAYERS, LinearLayer, LoraSpec, Optimizer, QuantizationSpec
+
+Device = Literal["cuda", "cpu"]
+#: What a block keeps for its backward pass, as in worker.fast.block: all that is dear, that without the MLP's inner
+#: values, or its input alone. Without the fast path it is all or the input.
+Keep = Literal["all", "attention", "input"]
+
+#: Layers that the fast path computes in one matmul.
+GROUPS: tuple[tuple[LinearLayer, ...], ...] = (
+    ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",),
+)  # fmt: skip
+#: A group's adapter columns are padded to a multiple of this (worker.fast.lora).
+_ALIGN = 64
+#: Tokens whose logits are there at once (worker.fast.loss).
+_LOGITS = 4096
+#: Bits a parameter: 4-bit values, and their constants, one for 64 values. With double quantization a constant takes 8
+#: bits, and 256 of them share one of 32.
+_CONSTANT_BITS = {True: 8 / 64 + 32 / (64 * 256), False: 32 / 64}
+#: Bytes of an optimizer's state a trained parameter. 8-bit states have a constant of 32 bits for 256 values.
+_OPTIMIZER_BYTES: dict[Optimizer, float] = {
+    "adamw_torch_fused": 8,
+    "adamw_torch": 8,
+    "paged_adamw_32bit": 8,
+    "adamw_8bit": 2 + 2 * 4 / 256,
+    "paged_adamw_8bit": 2 + 2 * 4 / 256,
+}
+#: cuBLAS's workspace of one stream on Hopper.
+_WORKSPACE: dict[Device, int] = {"cuda": 2**25, "cpu": 0}
+#: The CUDA context, libraries' handles and code.
+CUDA_CONTEXT = 600 * 10**6
+#: On a processor it is Python with torch and transformers.
+_CONTEXT: dict[Device, int] = {"cuda": CUDA_CONTEXT, "cpu": 900 * 10**6}
+#: What the allocator can't hand out again, as a share of what is handed out.
+_FRAGMENTS: dict[Device, float] = {"cuda": 0.03, "cpu": 0.05}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the memory depends on beside the model's shape and the size of a pass."""
+
+    lora: LoraSpec
+    quantization: QuantizationSpec
+    optimizer: Optimizer
+    #: Bytes of a value in the compute type: 2 or 4.
+    value_bytes: int
+    device: Device
+    fast_path: bool = True
+    #: The base in 8 bits, of which there are two copies: as much as resident weights take, and never without them.
+    fp8: bool = False
+
+
+@dataclass(frozen=True)
+class KeepCounts:
+    """How many blocks keep what.
+
+    Blocks that keep less come first in the network: their turn in the backward pass is last, when the others' values
+    are gone.
+    """
+
+    all: int
+    attention: int = 0
+    input: int = 0
+
+    def by_block(self) -> list[Keep]:
+        """Each block's mode, in the order of the forward pass."""
+        modes: list[Keep] = []
+        for mode, count in (("input", self.input), ("attention", self.attention), ("all", self.all)):
+            modes += [cast("Keep", mode)] * count
+        return modes
+
+
+class Memory(BaseModel):
+    """Bytes at the peak of a training step, by what holds them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: The base as loaded: quantized linear layers with their constants, the rest in the compute type.
+    weights: int
+    #: Weights of the linear layers in the compute type: of all blocks when they are resident, else of one.
+    dequantized: int
+    #: Float32 masters and, on the fast path, their copies in the compute type.
+    adapters: int
+    gradients: int
+    optimizer: int
+    #: What the blocks keep for the backward pass, and what one block's backward pass takes beside it.
+    activations: int
+    #: Beyond ``activations``: the last norm, the logits of a few thousand tokens, the loss.
+    head: int
+    workspace: int
+    #: Outside of torch's allocator, and what that can't hand out again.
+    overhead: int
+
+    @property
+    def allocated(self) -> int:
+        """What torch's allocator has handed out at the peak."""
+        return self.total - self.overhead
+
+    @property
+    def total(self) -> int:
+        """All that the device must have."""
+        return sum(self.model_dump().values())
+
+
+def weight_bytes(shape: ModelShape, quantization: QuantizationSpec, value_bytes: int = 2) -> int:
+    """Bytes of the base model as loaded; what is not quantized has ``value_bytes`` a parameter."""
+    return _linear_bytes(shape.linear_parameters, quantization, value_bytes) + value_bytes * shape.other_parameters
+
+
+def _linear_bytes(parameters: int, quantization: QuantizationSpec, value_bytes: int) -> int:
+    if quantization.type == "none":
+        return value_bytes * parameters
+    return int(parameters * (4 + _CONSTANT_BITS[quantization.double_quantization]) / 8)
+
+
+def weights_by_bits(shape: ModelShape, *, double_quantization: bool = True) -> dict[int, int]:
+    """Bytes of the base model at 32, 16 and 4 bits; at 4 bits, what is never quantized has 16."""
+    four = QuantizationSpec(type="nf4", double_quantization=double_quantization)
+    return {32: 4 * shape.parameters, 16: 2 * shape.parameters, 4: weight_bytes(shape, four)}
+
+
+def predict(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts, *, resident: bool = False) -> Memory:
+    """The memory at the peak of a step whose largest pass has ``tokens`` tokens."""
+    trained = shape.adapter_parameters(setup.lora)
+    activations, head = _pass_bytes(shape, setup, tokens, keep)
+    parts = {
+        "weights": weight_bytes(shape, setup.quantization, setup.value_bytes),
+        "dequantized": _dequantized_bytes(shape, setup, resident=resident),
+        "adapters": 4 * trained + _copy_bytes(shape, setup, resident=resident),
+        "gradients": 4 * trained,
+        "optimizer": int(_OPTIMIZER_BYTES[setup.optimizer] * trained),
+        "activations": activations,
+        "head": head,
+        "workspace": _WORKSPACE[setup.device],
+    }
+    overhead = _CONTEXT[setup.device] + int(_FRAGMENTS[setup.device] * sum(parts.values()))
+    return Memory(**parts, overhead=overhead)
+
+
+# --- What does not depend on the pass --------------------------------------------------------------------------------
+
+
+def _extra(group: tuple[LinearLayer, ...], lora: LoraSpec) -> int:
+    """The adapters' columns of a group."""
+    columns = lora.r * sum(layer in targets(lora) for layer in group)
+    return -(-columns // _ALIGN) * _ALIGN
+
+
+def _dequantized_bytes(shape: ModelShape, setup: Setup, *, resident: bool) -> int:
+    """The fast path's weights with the adapters' columns: scratch for one block, or all blocks' own."""
+    if not setup.fast_path:
+        # One layer's at a time, made by bitsandbytes: the largest.
+        largest = max(inputs * outputs for inputs, outputs in map(shape.features, LINEAR_LAYERS))
+        return 0 if setup.quantization.type == "none" else setup.value_bytes * largest
+    block = 0
+    for group in GROUPS:
+        inputs = shape.features(group[0])[0]
+        block += (inputs + _extra(group, setup.lora)) * sum(shape.features(layer)[1] for layer in group)
+    return setup.value_bytes * block * (shape.layers if resident else 1)
+
+
+def _copy_bytes(shape: ModelShape, setup: Setup, *, resident: bool) -> int:
+    """Copies of A (padded) and B in the compute type; resident weights hold B themselves."""
+    if not setup.fast_path:
+        return 0
+    a = sum(shape.features(group[0])[0] * _extra(group, setup.lora) for group in GROUPS)
+    b = 0 if resident else setup.lora.r * sum(shape.features(layer)[1] for layer in targets(setup.lora))
+    return setup.value_bytes * shape.layers * (a + b)
+
+
+# --- What depends on it ----------------------------------------------------------------------------------------------
+
+
+def _pass_bytes(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts) -> tuple[int, int]:
+    """Activations and head at the moment when they are largest together."""
+    per_token = {mode: _kept(shape, setup, mode) for mode in ("all", "attention", "input")}
+    whole, transient = per_token["all"], _transient(shape, setup)
+    modes = keep.by_block()
+    kept = sum(per_token[mode] for mode in modes)
+    head = _head_bytes(shape, setup, tokens)
+    # At the loss everything is kept, and the head's share comes on top.
+    peak, at_head = kept * tokens + head, head
+    for mode in reversed(modes):
+        again = whole - per_token[mode]
+        if (kept + again + transient) * tokens > peak:
+            peak, at_head = int((kept + again + transient) * tokens), 0
+        kept -= per_token[mode]
+    quadratic = 0 if setup.fast_path else _mask_bytes(setup, tokens)
+    return int(peak - at_head) + quadratic, at_head
+
+
+def _kept(shape: ModelShape, setup: Setup, mode: Keep) -> float:
+    """Bytes a token that a block keeps for its backward pass (worker.fast.block.Saved)."""
+    size, width, mlp = setup.value_bytes, shape.hidden_size, shape.intermediate_size
+    if mode == "input":
+        return size * width
+    if not setup.fast_path:
+        return _kept_by_autograd(shape, setup)
+    qkv, out, gate_up, _ = (_extra(group, setup.lora) for group in GROUPS)
+    # x and middle; q, k, v; what attention returns, which a processor's per-sample attention has twice; the inner
+    # columns; the norms' scales, and attention's log-sums in float32.
+    attended = shape.query_size * (1 if setup.device == "cuda" else 2)
+    attention = 2 * width + shape.query_size + 2 * shape.kv_size + attended + qkv + out
+    scales = 4 * (2 + shape.heads)
+    return size * attention + scales + (size * (2 * mlp + gate_up) if mode == "all" else 0)
+
+
+def _kept_by_autograd(shape: ModelShape, setup: Setup) -> float:
+    """Bytes a token that PEFT's layers in transformers' block leave in autograd's graph.
+
+    Counted with ``torch.autograd.graph.saved_tensors_hooks``: the norms' inputs in float32, the inputs of the adapters
+    of q, k, v and of gate, up, then q, k, v and attention's output, then the MLP's gate, its SiLU, up and their
+    product. Keys and values are repeated for the heads that share them, since a mask keeps the samples apart. Dropout
+    keeps an output and a mask for every layer instead of one input for layers that share it.
+    """
+    size, width, mlp, queries = setup.value_bytes, shape.hidden_size, shape.intermediate_size, shape.query_size
+    kept = 8 * width + size * (2 * width + 4 * queries + 4 * mlp)
+    if setup.lora.dropout:
+        kept += (3 * size + 5) * width + (size + 1) * queries + mlp
+    return kept
+
+
+def _transient(shape: ModelShape, setup: Setup) -> float:
+    """Bytes a token that a block's backward pass takes at most beside what was kept.
+
+    On the fast path that is in the MLP: the gradient at the block's output, that at the product with the adapters'
+    columns, and the product once more. A processor's reference code holds SwiGLU's factors as well.
+    """
+    size, width, mlp = setup.value_bytes, shape.hidden_size, shape.intermediate_size
+    if not setup.fast_path:
+        return size * (2 * width + 4 * mlp)
+    down = _extra(GROUPS[3], setup.lora)
+    factors = 0 if setup.device == "cuda" else 4 * 5 * mlp
+    return size * (width + 2 * mlp + 2 * down) + factors
+
+
+def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
+    """The larger of two moments: the last chunk's logits, and the backward pass of the last norm, in float32.
+
+    Every token counts as trained.
+    """
+    size, width = setup.value_bytes, shape.hidden_size
+    chunk = min(tokens, _LOGITS) * shape.vocab_size * size
+    if setup.device == "cpu":
+        chunk += min(tokens, _LOGITS) * shape.vocab_size * 2 * 4  # the softmax and its gradient
+    forward = tokens * width * (4 + 3 * size) + chunk
+    backward = tokens * width * (16 + 4 * size)
+    return max(forward, backward)
+
+
+def _mask_bytes(setup: Setup, tokens: int) -> int:
+    """The mask that keeps samples apart where attention takes no bounds: T x T, as truth values and as numbers."""
+    return (1 + setup.value_bytes) * tokens * tokens

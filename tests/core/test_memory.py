@@ -1,0 +1,68 @@
+"""The memory's arithmetic against what was measured."""
+
+import pytest
+
+from core.memory import KeepCounts, Setup, predict, weight_bytes, weights_by_bits
+from core.specs import LoraSpec, QuantizationSpec
+from tests.core.shapes import LLAMA_7B
+
+SETUP = Setup(LoraSpec(), QuantizationSpec(), "adamw_torch_fused", value_bytes=2, device="cuda")
+ALL = KeepCounts(32)
+
+
+def test_weights_at_32_16_and_4_bits():
+    assert weights_by_bits(LLAMA_7B) == {32: 26_953_662_464, 16: 13_476_831_232, 4: 3_865_591_808}
+    linear, other = 6_476_005_376, 262_410_240
+    assert weight_bytes(LLAMA_7B, QuantizationSpec(double_quantization=False)) == int(linear * 4.5 / 8) + 2 * other
+    assert weight_bytes(LLAMA_7B, QuantizationSpec(type="none"), 4) == 4 * LLAMA_7B.parameters
+
+
+def test_weights_are_what_a_loaded_model_had():
+    """benchmarks/results/h100-2026-11-24: 3,905,569,280 bytes with the float32 adapter of r=4."""
+    assert weight_bytes(LLAMA_7B, QuantizationSpec()) + 4 * 9_994_240 == pytest.approx(3_905_569_280, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "gigabytes", "resident"),
+    [
+        (3328, 14.97, False),
+        (8192, 30.07, False),
+        (13_312, 45.87, False),
+        (16_384, 55.39, False),
+        (3328, 28.20, True),
+        (8192, 43.30, True),
+        (13_312, 59.10, True),
+        (16_384, 68.62, True),
+    ],
+)
+def test_the_peak_is_what_an_h100_measured(tokens, gigabytes, resident):
+    """benchmarks/results/h100-2026-11-24/fast-path/llama7b-blocks.txt: forward and backward passes, no optimizer."""
+    memory = predict(LLAMA_7B, SETUP, tokens, ALL, resident=resident)
+    assert memory.allocated - memory.optimizer == pytest.approx(gigabytes * 1e9, rel=0.02)
+
+
+def test_the_parts_sum_up():
+    memory = predict(LLAMA_7B, SETUP, 8192, ALL)
+    assert memory.total == sum(memory.model_dump().values())
+    assert memory.allocated == memory.total - memory.overhead
+    assert (memory.gradients, memory.optimizer) == (4 * 39_976_960, 8 * 39_976_960)
+
+
+def test_keeping_less_takes_less():
+    def peak(*counts):
+        return predict(LLAMA_7B, SETUP, 8192, KeepCounts(*counts)).allocated
+
+    peaks = [peak(32), peak(16, 16), peak(0, 32), peak(0, 16, 16), peak(0, 0, 32)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] - peaks[2] == pytest.approx(8192 * 32 * 2 * (2 * 11_008 + 64), rel=0.05)
+
+
+def test_the_last_blocks_keep_all_since_their_turn_comes_first():
+    assert KeepCounts(2, 1, 1).by_block() == ["input", "attention", "all", "all"]
+
+
+def test_fewer_bits_of_optimizer_and_rank():
+    small = Setup(LoraSpec(r=4), QuantizationSpec(), "adamw_8bit", value_bytes=2, device="cuda")
+    memory = predict(LLAMA_7B, small, 4096, ALL)
+    assert memory.optimizer == int(2.03125 * 9_994_240)
+    assert memory.gradients == 4 * 9_994_240

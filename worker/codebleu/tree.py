@@ -1,0 +1,155 @@
+"""A parse tree, read in one pass with a cursor: its tokens, the nodes that have a rule, and the numbers of its subtrees.
+
+Two subtrees have the same number when their S-expressions are the same: kinds and fields of the named nodes, without
+anonymous tokens and without the text of the leaves. A subtree is numbered by its kind and its children's numbers, so
+that no text of it is ever made: writing each one out takes the square of a tree's depth. Nothing here recurses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tree_sitter import Node, Tree
+
+from .language import COMMENT, DOC, ERROR, PLAIN, RULED, SIGN, STRING, Loaded
+from .limits import Limits, RefusedError
+
+#: Numbers of subtrees by their contents, shared by the two texts of a pair.
+Numbers = dict[tuple[Any, ...], int]
+
+#: Numbers of subtrees start here; below are the kinds, which stand for leaves.
+_FIRST = 1 << 17
+
+
+#: A child of a node that has a rule: its kind and the field that it stands in, by the grammar's numbers; the first stop
+#: in it and the first after it; and its own children, where they may matter. Plain tuples, for there are many.
+Child = tuple[int, int | None, int, int, Sequence[Any] | None]
+#: A node that has a rule: its kind, the first stop after it, and its children.
+Ruled = tuple[int, int, Sequence[Child]]
+
+
+@dataclass(slots=True)
+class Reading:
+    """What is read from a tree."""
+
+    #: Tokens (leaves, and strings as a whole) and nodes that have a rule, in order of appearance, parents first: of a
+    #: token the kind, of such a node -1 - n for the entry n of ``ruled``.
+    stops: list[int]
+    #: Of each stop that is a token, the bytes from and to.
+    spans: list[tuple[int, int] | None]
+    ruled: list[Ruled]
+    #: Numbers of the subtrees that have children, and of the whole.
+    subtrees: list[int]
+    has_error: bool
+
+
+def read(
+    tree: Tree, source: bytes, language: Loaded, numbers: Numbers, limits: Limits, what: str, *, code_only: bool
+) -> Reading:
+    """Read a tree. ``code_only`` leaves out signs and keywords, comments, and statements that are only a string.
+
+    Raises RefusedError where the tree of ``what`` has too many nodes or levels.
+    """
+    # One loop with everything in local variables: this is a third of what a score costs, 0.3 microseconds a node.
+    cursor = tree.walk()
+    first, following, up = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
+    stops: list[int] = []
+    spans: list[tuple[int, int] | None] = []
+    ruled: list[Ruled] = []
+    subtrees: list[int] = []
+    roles, skipped = language.roles, COMMENT if code_only else -1
+    broken = tree.root_node.has_error
+    # Of the node around this one: what its number is made of, and its children, where they may matter.
+    content: list[Any] = []
+    children: list[Child] | None = None
+    # The nodes that this one is in, each with content and children of the one around it.
+    above: list[tuple[list[Any], list[Child] | None, int, int | None, int, int, int]] = []
+    depth = count = 0
+    string = 0  # depth of the string that this node is in
+    sign = 0  # depth of a sign that was left out since the last node was entered
+    while True:
+        node: Any = cursor.node  # never None: a cursor is at a node
+        kind = node.kind_id
+        role = roles[kind]
+        count += 1
+        if role != skipped:
+            field = cursor.field_id if role != SIGN else None
+            if first():
+                above.append((content, children, kind, field, len(stops), len(subtrees), len(ruled)))
+                content = [kind]
+                children = None if code_only else []
+                depth += 1
+                sign = 0
+                if role >= RULED and not string:
+                    children = []
+                    if role == RULED:
+                        stops.append(-1 - len(ruled))
+                        spans.append(None)
+                        ruled.append(_UNFINISHED)
+                    elif role == STRING:
+                        string = depth
+                        stops.append(kind)
+                        spans.append(node.byte_range)
+                if depth > limits.nesting:
+                    raise RefusedError(f"{what} is nested more than {limits.nesting:,} levels deep")
+                continue
+            if broken and (node.is_missing or node.is_error):
+                content += (field, _odd(node, source, numbers))
+                role = PLAIN
+            elif role != SIGN:
+                content += (field, kind)
+            else:
+                sign = depth
+            if not (role == SIGN or role == COMMENT or string):
+                stops.append(kind)
+                spans.append(node.byte_range)
+                if children is not None:
+                    children.append((kind, field, len(stops) - 1, len(stops), None))
+            elif children is not None and not code_only:
+                children.append((kind, field, len(stops), len(stops), None))
+            if count > limits.nodes:
+                raise RefusedError(f"{what} has more than {limits.nodes:,} nodes")
+        while not following():
+            if not up():
+                if not subtrees:
+                    subtrees.append(_number(numbers, [tree.root_node.kind_id]))
+                return Reading(stops, spans, ruled, subtrees, broken)
+            inner, kids = content, children
+            content, children, kind, field, start, before, rule = above.pop()
+            role = roles[kind]
+            if string == depth:
+                string = 0
+            depth -= 1
+            if role == DOC and code_only and kids and len(kids) == 1 and roles[kids[0][0]] == STRING:
+                del subtrees[before:], stops[start:], spans[start:]
+                continue
+            number = kind  # as of a leaf, where there was nothing but comments in it
+            if len(inner) > 1 or sign > depth:
+                number = numbers.setdefault(tuple(inner), _FIRST + len(numbers))
+                subtrees.append(number)
+            if role == SIGN:
+                content += inner[1:]
+            else:
+                content += (field, number)
+            if role == RULED and not string:
+                ruled[rule] = (kind, len(stops), kids or [])
+            if children is not None:
+                children.append((kind, field, start, len(stops), kids))
+
+
+#: Stands for a node until all of it is read.
+_UNFINISHED: Ruled = (0, 0, ())
+
+
+def _number(numbers: Numbers, content: list[Any]) -> int:
+    return numbers.setdefault(tuple(content), _FIRST + len(numbers))
+
+
+def _odd(node: Node, source: bytes, numbers: Numbers) -> int:
+    """The number of a leaf that the parser made up, or could make nothing of: S-expressions tell them from others."""
+    if node.is_missing:
+        return _number(numbers, ["missing", node.kind_id])
+    if node.end_byte == node.start_byte:
+        return ERROR
+    character = source[node.start_byte : node.start_byte + 4].decode(errors="ignore")[:1]
+    return _number(numbers, ["unexpected", character])

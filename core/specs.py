@@ -11,9 +11,7 @@ Auto = Literal["auto"]
 PromptTemplate = Literal["chat", "llama2", "alpaca", "none"]
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
-Language = Literal[
-    "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"
-]
+Language = Literal["c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"]
 ScorerName = Literal["hone", "package"]
 StringOperation = Literal["eq", "ne", "like", "ilike"]
 SimilarityMetric = Literal[
@@ -116,7 +114,8 @@ class EvaluationDuringTrainingSpec(Spec):
     """CodeBLEU while training, which checkpoint becomes the model, and when to stop early."""
 
     codebleu_steps: Literal["off"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        "off", description="CodeBLEU of answers to validation prompts every N steps. Off: generating takes time."
+        "off",
+        description="CodeBLEU of validation answers, and their loss, every N steps. Off: generating takes time.",
     )
     codebleu_samples: int = Field(
         32, ge=1, le=1000, description="How many validation samples are answered: the first ones, always the same."

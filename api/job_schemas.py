@@ -67,6 +67,17 @@ class FineTuneRequest(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _validation_data_where_it_is_needed(self) -> "FineTuneRequest":
+        asked = self.hone or HoneSpec()
+        needed = asked.evaluation.needs_validation
+        if needed and self.validation_file is None and asked.data.validation_fraction == 0:
+            raise ValueError(
+                f"'hone.evaluation.{needed}' needs validation data: give 'validation_file', or a "
+                "'hone.data.validation_fraction' above 0"
+            )
+        return self
+
     def _in_method(self) -> Hyperparameters | None:
         supervised = self.method.supervised if self.method else None
         return supervised.hyperparameters if supervised else None
@@ -112,6 +123,7 @@ class HoneJob(BaseModel):
     quantization: dict[str, Any]
     training: dict[str, Any]
     data: dict[str, Any]
+    evaluation: dict[str, Any]
     reasons: dict[str, str]
     progress: Progress
     report: dict[str, Any] | None
@@ -195,6 +207,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
             quantization=asked["quantization"],
             training=_laid_over(asked["training"], resolved),
             data=_laid_over(asked["data"], resolved),
+            evaluation=asked["evaluation"],
             reasons=resolved.get("reasons", {}),
             progress=progress_of(job),
             report=job.report,

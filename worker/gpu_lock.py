@@ -20,8 +20,9 @@ from worker.environment import device
 #: Seconds between two looks whether the lock is free.
 _LOOK = 0.5
 
-#: Held until the process ends; closing it would let go of the GPU.
-_held: list[int] = []
+#: Descriptors of the locks that this process has, by name, until it ends: a process that trains job after job takes
+#: its GPU once.
+_held: dict[str, int] = {}
 
 
 def hold_gpu(tell: Callable[[str], None], stopped: Callable[[], bool]) -> bool:
@@ -36,6 +37,8 @@ def hold_gpu(tell: Callable[[str], None], stopped: Callable[[], bool]) -> bool:
 
 def hold(name: str, tell: Callable[[str], None], stopped: Callable[[], bool], folder: Path | None = None) -> bool:
     """Take the lock ``name`` as ``hold_gpu`` does. All of the machine's users meet in ``folder``."""
+    if name in _held:
+        return True
     descriptor = _open((folder or Path(tempfile.gettempdir())) / f"hone-gpu-{name}.lock")
     told = False
     while not _try(descriptor):
@@ -47,7 +50,7 @@ def hold(name: str, tell: Callable[[str], None], stopped: Callable[[], bool], fo
             told = True
         pulse.beat()  # whoever holds it is watched as well
         time.sleep(_LOOK)
-    _held.append(descriptor)
+    _held[name] = descriptor
     return True
 
 

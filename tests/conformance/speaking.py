@@ -107,7 +107,7 @@ class Speaker:
         if inspect.isawaitable(answer):
             answer = await answer
         if isinstance(answer, BaseModel):
-            self._check(method, answer, given.get("payload") or self.heard.exchanges[-1].text)
+            self.check(method, answer, given.get("payload") or self.heard.exchanges[-1].text)
         self.heard.works[method] |= used_places(function, given)
         return answer
 
@@ -119,7 +119,7 @@ class Speaker:
             page = page.get_next_page()
             if inspect.isawaitable(page):
                 page = await page
-            self._check(method, page, self.heard.exchanges[-1].text)
+            self.check(method, page, self.heard.exchanges[-1].text)
             entries += page.data
         return entries
 
@@ -133,7 +133,7 @@ class Speaker:
 
     async def fails(self, status: int, code: str | None, method: str, /, **given: Any) -> Any:
         """Call what has to be refused, in OpenAI's shape and by the client's own class for the status."""
-        error = await self._error_of(method, given)
+        error = await self.error_of(method, given)
         assert error is not None, f"{method}{given} was not refused"
         assert error.status_code == status, f"{method}: {error.status_code} {error.message}"
         assert error.code == code, f"{method}: {error.code!r} instead of {code!r}: {error.message}"
@@ -141,7 +141,8 @@ class Speaker:
         assert error.request_id.startswith("req_")
         return error
 
-    async def _error_of(self, method: str, given: dict[str, Any]) -> Any:
+    async def error_of(self, method: str, given: dict[str, Any]) -> Any:
+        """The refusal of a call, or None when it was carried out."""
         try:
             answer = _find(self.client, method)(**given)
             if inspect.isawaitable(answer):
@@ -152,7 +153,7 @@ class Speaker:
 
     async def refuses(self, place: str, method: str, /, **given: Any) -> None:
         """Call with a value that Hone says it does not have: everything at and below ``place`` counts as refused."""
-        error = await self._error_of(method, given)
+        error = await self.error_of(method, given)
         assert error is not None, f"{method}: {place} was not refused"
         self._note_refusal(place, method, error)
 
@@ -172,7 +173,7 @@ class Speaker:
 
     # --- Checks -------------------------------------------------------------------------------------------------------
 
-    def _check(self, method: str, answer: BaseModel, text: str) -> None:
+    def check(self, method: str, answer: BaseModel, text: str) -> None:
         """Hold an answer's text against the type that the client made of it, strictly."""
         body, seen = without_differences(json.loads(text))
         self.heard.differences |= seen

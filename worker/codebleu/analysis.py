@@ -7,10 +7,10 @@ from typing import Literal
 from tree_sitter import Tree
 
 from . import package
-from .dataflow import Flow, NoFlowError, anonymous
-from .language import Loaded
+from .dataflow import Flow, Key, NoFlowError, anonymous
+from .language import COMMENT, Loaded
 from .limits import Limits, encoded
-from .tree import Flat, Numbers, flatten
+from .tree import Numbers, Reading, read
 
 State = Literal["ok", "empty", "unparsable"]
 
@@ -31,44 +31,34 @@ class Analysis:
     words: list[str]
     #: How often each subtree, and each edge of the dataflow, is in it.
     subtrees: Counter[int]
-    edges: Counter[tuple[int, str, int]]
+    edges: Counter[Key]
 
 
 def analyse(text: str, language: Loaded, limits: Limits, shared: Shared, what: str) -> Analysis:
     """A text by our own rules. Raises RefusedError; ``what`` names the text in it."""
     source = encoded(text, limits, what)
-    opening = language.table.opening
+    code, opening = text, language.table.opening
     if opening and opening.strip() not in text:
-        source = opening.encode() + source
+        code, source = opening + text, opening.encode() + source
     tree = language.parser.parse(source)
-    flat = flatten(tree, source, language, shared.subtrees, limits, what, code_only=True)
-    names = _token_names(source, flat, language)
-    edges = Flow(flat, names, language, limits, what, package=False).edges()
-    state: State = "unparsable" if flat.has_error else "ok"
+    reading = read(tree, source, language, shared.subtrees, limits, what, code_only=True)
+    edges = Flow(reading, _texts(code, source, reading), language, limits, what, package=False).edges()
+    state: State = "unparsable" if reading.has_error else "ok"
     if not _has_code(tree, language):
         state = "empty"
-    return Analysis(state, text.split(), Counter(flat.subtrees), anonymous(edges, shared.sources))
+    return Analysis(state, text.split(), Counter(reading.subtrees), anonymous(edges, shared.sources))
 
 
 def _has_code(tree: Tree, language: Loaded) -> bool:
     """Whether there is anything but comments."""
-    return any(child.kind_id not in language.comments for child in tree.root_node.children)
+    return any(language.roles[child.kind_id] != COMMENT for child in tree.root_node.children)
 
 
-def _token_names(source: bytes, tree: Flat, language: Loaded) -> list[str | None]:
-    """Each node's token: the text of a named leaf, or of a whole string."""
-    names: list[str | None] = [None] * len(tree.kinds)
-    named, strings, last, starts, ends = language.named, language.strings, tree.last, tree.starts, tree.ends
-    until = 0  # where a string ends
-    for node, kind in enumerate(tree.kinds):
-        if last[node] > node + 1 and kind not in strings:
-            continue
-        if node < until or kind >= len(named) or not named[kind]:
-            continue
-        until = last[node]
-        if ends[node] > starts[node]:
-            names[node] = source[starts[node] : ends[node]].decode()
-    return names
+def _texts(text: str, source: bytes, tree: Reading) -> list[str | None]:
+    """The texts of a tree's stops; None for those that are no tokens."""
+    if len(text) == len(source):  # ASCII: bytes are characters
+        return [None if span is None else text[span[0] : span[1]] for span in tree.spans]
+    return [None if span is None else source[span[0] : span[1]].decode() for span in tree.spans]
 
 
 def analyse_as_package(text: str, language: Loaded, limits: Limits, shared: Shared, what: str) -> tuple[Analysis, str]:
@@ -82,13 +72,12 @@ def analyse_as_package(text: str, language: Loaded, limits: Limits, shared: Shar
         if slow != code:
             code, source = slow, slow.encode()
             tree = language.parser.parse(source)
-    flat = flatten(tree, source, language, shared.subtrees, limits, what, code_only=False)
-    names = package.token_names(code, source, flat, language)
+    reading = read(tree, source, language, shared.subtrees, limits, what, code_only=False)
     try:
-        edges = Flow(flat, names, language, limits, what, package=True).edges()
+        edges = Flow(reading, package.token_texts(code, source, reading, language), language, limits, what, package=True).edges()
     except NoFlowError:
         edges = []
-    state: State = "unparsable" if flat.has_error else "ok"
+    state: State = "unparsable" if reading.has_error else "ok"
     if not _has_code(tree, language):
         state = "empty"
-    return Analysis(state, text.split(), Counter(flat.subtrees), anonymous(edges, shared.sources)), code
+    return Analysis(state, text.split(), Counter(reading.subtrees), anonymous(edges, shared.sources)), code

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from api.pagination import Listed
 from api.schemas import Absent, Metadata
+from core.model_names import checkpoint_name
 from core.resolve import Resolved
 from core.specs import FineTuneSpec, HoneSpec, Hyperparameters, Spec
 from models.tables import Checkpoint, Job, JobEvent, StepMetric
@@ -261,16 +262,16 @@ class CheckpointObject(Listed):
     step_number: int
 
 
-def checkpoint_object(checkpoint: Checkpoint, job: Job) -> CheckpointObject:
-    """A checkpoint's row as it goes onto the wire. Until the job has succeeded, the base stands for the model."""
+def checkpoint_object(checkpoint: Checkpoint, model: str) -> CheckpointObject:
+    """A checkpoint's row as it goes onto the wire; ``model`` is the name of what its job makes."""
     known = {name: value for name, value in checkpoint.metrics.items() if name in CheckpointMetrics.model_fields}
     if "train_accuracy" in checkpoint.metrics:
         known.setdefault("train_mean_token_accuracy", checkpoint.metrics["train_accuracy"])
     return CheckpointObject(
         id=checkpoint.id,
         created_at=int(checkpoint.created_at),
-        fine_tuned_model_checkpoint=f"{job.fine_tuned_model or 'ft:' + job.model}:ckpt-step-{checkpoint.step}",
-        fine_tuning_job_id=job.id,
+        fine_tuned_model_checkpoint=checkpoint_name(model, checkpoint.step),
+        fine_tuning_job_id=checkpoint.job_id,
         metrics=CheckpointMetrics(**{**known, "step": checkpoint.step}),
         step_number=checkpoint.step,
     )

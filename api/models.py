@@ -7,16 +7,22 @@ from sqlalchemy.orm import Session
 from api.deps import CatalogueDep, CurrentProject, ReadSession, WriteSession
 from api.json_body import StrictJsonRoute
 from api.pagination import Page, page_of
-from api.schemas import Deleted, ModelObject, base_model_object, fine_tuned_model_object
+from api.schemas import (
+    Deleted,
+    ModelObject,
+    base_model_object,
+    checkpoint_model_object,
+    fine_tuned_model_object,
+)
 from core.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
-from models.access import find_model, may_use
+from models.access import UsableModel, find_model, may_use
 from models.status import ENDED
 from models.tables import CheckpointPermission, FineTunedModel, Job
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictJsonRoute)
 
 
-def _get_model(session: Session, project_id: str, model_id: str) -> FineTunedModel:
+def _get_model(session: Session, project_id: str, model_id: str) -> UsableModel:
     model = find_model(session, project_id, model_id)
     if model is None:
         raise NotFoundError(
@@ -44,7 +50,10 @@ def retrieve_model(
     """One model."""
     if (entry := catalogue.get(model_id)) is not None:
         return base_model_object(model_id, entry.description)
-    return fine_tuned_model_object(_get_model(session, project_id, model_id))
+    model = _get_model(session, project_id, model_id)
+    if isinstance(model.row, FineTunedModel):
+        return fine_tuned_model_object(model.row)
+    return checkpoint_model_object(model)
 
 
 @router.delete("/{model_id:path}")
@@ -63,7 +72,13 @@ def delete_model(model_id: str, project_id: CurrentProject, session: WriteSessio
             param="model",
             code="not_the_owner",
         )
-    _require_unused(session, model)
+    if not isinstance(model.row, FineTunedModel):
+        raise InvalidRequestError(
+            f"'{model_id:.200}' is a checkpoint. It stays for as long as its job.",
+            param="model",
+            code="is_a_checkpoint",
+        )
+    _require_unused(session, model.row)
     session.execute(delete(CheckpointPermission).where(CheckpointPermission.job_id == model.job_id))
     session.execute(delete(FineTunedModel).where(FineTunedModel.id == model.id))
     return Deleted(id=model_id, object="model")

@@ -53,7 +53,14 @@ def there(http: TestClient, database: Database, storage: Storage) -> dict[str, s
     source = {"type": "file_id", "id": upload(http, ITEMS, "evals")}
     run_id = http.post(f"/v1/evals/{eval_id}/runs", json=run_body(source)).json()["id"]
     evaluate(database, storage)
-    return {"job_id": job["id"], "file_id": job["training_file"], "eval_id": eval_id, "run_id": run_id}
+    checkpoint_id = http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"][0]["id"]
+    return {
+        "job_id": job["id"],
+        "file_id": job["training_file"],
+        "eval_id": eval_id,
+        "run_id": run_id,
+        "checkpoint_id": checkpoint_id,
+    }
 
 
 # --- Who may look ----------------------------------------------------------------------------------------------------

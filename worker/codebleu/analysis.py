@@ -74,7 +74,9 @@ def analyse_as_package(text: str, language: Loaded, limits: Limits, shared: Shar
             tree = language.parser.parse(source)
     reading = read(tree, source, language, shared.subtrees, limits, what, code_only=False)
     try:
-        edges = Flow(reading, package.token_texts(code, source, reading, language), language, limits, what, package=True).edges()
+        edges = Flow(
+            reading, package.token_texts(code, source, reading, language), language, limits, what, package=True
+        ).edges()
     except NoFlowError:
         edges = []
     state: State = "unparsable" if reading.has_error else "ok"

@@ -214,9 +214,7 @@ class Flow:
         gifts = [self._gift(self._tokens_in([left]), self._tokens_in([right]), relation) for left, right in pairs]
         return self._in_turn([right for _, right in pairs]) + gifts
 
-    def _sides(
-        self, kind: int, children: Sequence[Child], left: Side, right: Side
-    ) -> tuple[list[Child], list[Child]]:
+    def _sides(self, kind: int, children: Sequence[Child], left: Side, right: Side) -> tuple[list[Child], list[Child]]:
         """A node's children on two sides; the package takes one of each."""
         lefts, rights = self._side(children, left), self._side(children, right)
         if self._package:

@@ -74,7 +74,9 @@ def analyse_as_package(
         if slow != code:
             code, source = slow, slow.encode()
             tree = language.parser.parse(source)
-    reading = read(tree, source, language, shared.subtrees, limits, what, code_only=False)
+    # Where it cuts in the wrong place, what it cuts out for a sign is none.
+    signs_too = not code.isascii()
+    reading = read(tree, source, language, shared.subtrees, limits, what, code_only=False, signs_too=signs_too)
     try:
         edges = Flow(reading, package.token_texts(code, source, reading, language), language, limits, what, package=True).edges()
     except NoFlowError:

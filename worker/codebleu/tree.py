@@ -44,9 +44,18 @@ class Reading:
 
 
 def read(
-    tree: Tree, source: bytes, language: Loaded, numbers: Numbers, limits: Limits, what: str, *, code_only: bool
+    tree: Tree,
+    source: bytes,
+    language: Loaded,
+    numbers: Numbers,
+    limits: Limits,
+    what: str,
+    *,
+    code_only: bool,
+    signs_too: bool = False,
 ) -> Reading:
-    """Read a tree. ``code_only`` leaves out signs and keywords, comments, and statements that are only a string.
+    """Read a tree. ``code_only`` leaves out comments, and statements that are only a string; ``signs_too`` takes signs
+    and keywords for tokens.
 
     Raises RefusedError where the tree of ``what`` has too many nodes or levels.
     """
@@ -100,7 +109,7 @@ def read(
                 content += (field, kind)
             else:
                 sign = depth
-            if not (role == SIGN or role == COMMENT or string):
+            if not (string or role == COMMENT or (role == SIGN and not signs_too)):
                 stops.append(kind)
                 spans.append(node.byte_range)
                 if children is not None:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from worker.codebleu import score_sample
+
 PARTS = ("codebleu", "ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")
 Figures = list[float]
 
@@ -31,6 +33,26 @@ def deterministic(pairs: Sequence[tuple[str, str]], seeds: Sequence[int]) -> lis
     """The package's figures where every seed gives the same; None where they differ or it fails."""
     told = [ask(pairs, seed) for seed in seeds]
     return [_agreed(list(figures)) for figures in zip(*told, strict=True)]
+
+
+def differing(pairs: Sequence[tuple[str, str]], seeds: Sequence[int]) -> tuple[int, float, list[tuple[str, str]]]:
+    """Hold ours to the package's: pairs that are the same under every seed, the largest difference, pairs over 1e-9.
+
+    A pair over it is asked again under 20 seeds: a few seeds may agree by chance where more do not.
+    """
+    told = deterministic(pairs, seeds)
+    far = [pair for pair, figures in zip(pairs, told, strict=True) if figures and _distance(pair, figures) > 1e-9]
+    steady = [figures is not None for figures in deterministic(far, range(3, 23))] if far else []
+    really = [pair for pair, is_steady in zip(far, steady, strict=True) if is_steady]
+    by_chance = {pair for pair, is_steady in zip(far, steady, strict=True) if not is_steady}
+    kept = [(pair, figures) for pair, figures in zip(pairs, told, strict=True) if figures and pair not in by_chance]
+    return len(kept), max(_distance(pair, figures) for pair, figures in kept), really
+
+
+def _distance(pair: tuple[str, str], figures: Figures) -> float:
+    found = score_sample(*pair, mode="compat")
+    ours = (found.codebleu, found.ngram, found.weighted_ngram, found.syntax, found.dataflow or 0.0)
+    return max(abs(a - b) for a, b in zip(ours, figures, strict=True))
 
 
 def _agreed(figures: Sequence[Figures | None]) -> Figures | None:

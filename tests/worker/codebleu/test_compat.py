@@ -28,16 +28,20 @@ def told(answers, references, weights=EQUAL):
 
 
 @pytest.fixture(scope="module")
-def real():
-    return pairs.perturbed(pairs.functions(2_000)[::17], 240)
+def functions():
+    return pairs.functions(2_000)
+
+
+@pytest.fixture(scope="module")
+def real(functions):
+    return pairs.perturbed(functions[::23], 160)
 
 
 def test_it_equals_the_package_wherever_that_does_not_depend_on_the_hash_seed(real):
-    expected = oracle.deterministic(real, seeds=(0, 1, 2))
-    assert sum(entry is not None for entry in expected) > 0.9 * len(real)
-    for (answer, reference), entry in zip(real, expected, strict=True):
-        if entry is not None:
-            assert figures(score_sample(answer, reference, mode="compat")) == pytest.approx(entry, abs=1e-9)
+    steady, largest, differing = oracle.differing(real, seeds=(0, 1, 2))
+    assert differing == []
+    assert steady > 0.9 * len(real)
+    assert largest < 1e-9
 
 
 def test_it_equals_the_package_over_a_corpus_and_with_other_weights():
@@ -85,6 +89,6 @@ def test_a_refused_sample_adds_nothing():
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="tokenize reads f-strings in another way from 3.12 on")
-def test_cutting_comments_quickly_gives_what_tokenize_gives():
-    for code in pairs.functions():
+def test_cutting_comments_quickly_gives_what_tokenize_gives(functions):
+    for code in functions[::5]:
         assert package.code_of(code) == package.code_by_tokenize(code)

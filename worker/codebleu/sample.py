@@ -117,8 +117,11 @@ def headline(parts: tuple[float, float, float, float | None], weights: Weights) 
 
 def clipped(got: Counter[Any], want: Counter[Any]) -> int:
     """How many of the wanted things are there, each as often as it is wanted at most."""
-    get = got.get
-    return sum(min(count, get(thing, 0)) for thing, count in want.items())
+    found = 0
+    for thing in got.keys() & want.keys():
+        count, most = got[thing], want[thing]
+        found += count if count < most else most
+    return found
 
 
 def _share(part: int, whole: int) -> float:

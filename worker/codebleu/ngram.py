@@ -5,10 +5,10 @@ matched, 0.1 matches are counted (method 1 of Chen and Cherry 2014), as there.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 
 ORDERS = 4
 #: Weight of a word that is no keyword; a keyword's is 1 (section 3.1 of the paper: five times).
@@ -49,9 +49,8 @@ class Words:
     """Numbers of words, and n-grams as numbers: quicker to count than tuples of words, and the same for equal ones."""
 
     def __init__(self, keywords: Set[str], *texts: Sequence[str]) -> None:
-        numbers: dict[str, int] = {}
-        put = numbers.setdefault
-        self._texts = [[put(word, len(numbers)) for word in text] for text in texts]
+        numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        self._texts = [[numbers[word] for word in text] for text in texts]
         self._base = len(numbers)
         #: Of each word, by its number, whether it is a keyword.
         self.marked = [word in keywords for word in numbers]
@@ -67,8 +66,8 @@ class Words:
 
 def _common(ours: list[int], theirs: list[int]) -> dict[int, int]:
     """The n-grams of both, each as often as in the one that has it less often."""
-    count, most = Counter(ours), Counter(theirs)
-    return {gram: min(count[gram], most[gram]) for gram in count.keys() & most.keys()}
+    have, most = Counter(ours), Counter(theirs)
+    return {gram: min(have[gram], most[gram]) for gram in have.keys() & most.keys()}
 
 
 def _matches(ours: list[int], theirs: list[int]) -> int:
@@ -77,8 +76,15 @@ def _matches(ours: list[int], theirs: list[int]) -> int:
     once = len(one & other)
     if len(one) == len(ours) or len(other) == len(theirs):  # no n-gram twice: often so from three words on
         return once
-    count, most = Counter(ours), Counter(theirs)
-    return once + sum([min(n, most[gram]) - 1 for gram, n in count.items() if n > 1 and gram in most])
+    again, most = _again(ours), _again(theirs)
+    return once + sum([min(number, most[gram]) for gram, number in again.items() if gram in most])
+
+
+def _again(grams: list[int]) -> Counter[int]:
+    """How often each n-gram is there after its first time."""
+    seen: set[int] = set()
+    add = seen.add
+    return Counter([gram for gram in grams if gram in seen or add(gram)])
 
 
 def _weigh(words: Iterable[int], marked: Sequence[bool]) -> float:

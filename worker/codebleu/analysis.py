@@ -126,5 +126,3 @@ def _texts(text: str, source: bytes, tree: Reading) -> list[str | None]:
     if len(text) == len(source):  # ASCII: bytes are characters
         return [None if span is None else text[span[0] : span[1]] for span in tree.spans]
     return [None if span is None else source[span[0] : span[1]].decode() for span in tree.spans]
-
-

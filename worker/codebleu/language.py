@@ -117,8 +117,7 @@ def loaded(table: Table) -> Loaded:
         for number in numbers:
             roles[number] = role
     fields: dict[str | int, int] = {
-        grammar.field_name_for_id(number) or "": number
-        for number in range(1, grammar.field_count + 1)
+        grammar.field_name_for_id(number) or "": number for number in range(1, grammar.field_count + 1)
     }
     return Loaded(
         table,

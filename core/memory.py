@@ -62,6 +62,8 @@ class Setup:
     value_bytes: int
     device: Device
     fast_path: bool = True
+    #: The base in 8 bits, of which there are two copies: as much as resident weights take, and never without them.
+    fp8: bool = False
 
 
 @dataclass(frozen=True)

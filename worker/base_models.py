@@ -30,6 +30,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "fp8": torch.bfloat16,  # of all but the base's matmuls
 }
 
 

@@ -22,7 +22,11 @@ _TRAIN_NAMES = {
     "grad_norm": "grad_norm",
     "epoch": "epoch",
 }
-_VALID_NAMES = {"eval_loss": "valid_loss", "eval_mean_token_accuracy": "valid_mean_token_accuracy"}
+_VALID_NAMES = {
+    "eval_loss": "valid_loss",
+    "eval_mean_token_accuracy": "valid_mean_token_accuracy",
+    "eval_codebleu": "codebleu",
+}
 
 
 class StopRequest:

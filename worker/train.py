@@ -34,6 +34,7 @@ from worker.environment import (
     available_memory,
     device,
     fast_bfloat16,
+    fast_fp8,
     forget_peak_memory,
     hardware,
     peak_memory,
@@ -46,6 +47,7 @@ from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
 from worker.ranks import ALONE, Ranks, gathered
 from worker.running_plan import RunningPlan
+from worker.selection import restore, watch
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
 from worker.trainer import QLoraTrainer, add_adapter, make_config
 
@@ -94,6 +96,7 @@ def prepare(job: TrainingInput, ranks: Ranks = ALONE) -> Prepared:
             device=device(),
             fast_bfloat16=fast_bfloat16(),
             fast_path=uncovered_kind(config) is None,
+            fast_fp8=fast_fp8(),
             prompt_template=template,
         ),
         job.plan,
@@ -154,16 +157,24 @@ def train(
     )
     forget_peak_memory()
     resume_step = checkpoint_step(job.resume_from)
+    selection, codebleu = watch(trainer, job.spec.hone.evaluation, data.sequences.validation, lines, job.resume_from)
     lines.send(Started(resolved=resolved, report=report, step=resume_step))
     if data.validation is not None and not resume_step:
         trainer.evaluate()  # step 0: the base model's own loss
 
     # 4. Training, from the start or from a checkpoint.
-    trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
-    if trainer.state.global_step < resolved.total_steps:
+    if job.resume_from and (resume_step >= resolved.total_steps or selection.has_stopped_before(job.resume_from)):
+        restore(trainer, job.resume_from)  # the attempt before had nothing left but the artifacts
+    else:
+        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    last = trainer.state.global_step
+    if last < resolved.total_steps and not selection.has_stopped(trainer.state.log_history):
         return ExitCode.STOPPED
-    if data.validation is not None and "valid_loss" not in progress.history[resolved.total_steps]:
+    if data.validation is not None and "valid_loss" not in progress.history[last]:
         trainer.evaluate()
+    if codebleu is not None:
+        codebleu.finish()
+    kept_step = selection.apply(model, trainer.state)
 
     if ranks.rank:
         return ExitCode.DONE
@@ -174,6 +185,8 @@ def train(
         "peak_memory": peak_memory(),
         "memory": plan.report(peak_memory()),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),
+        "last_step": last,
+        "kept_step": kept_step,
     }
     save(job, out / "artifacts", replace(data, resolved=plan.resolved), model, progress, report)
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
@@ -185,7 +198,10 @@ def _told(model: str, *, loaded: bool) -> str:
 
 
 def warn_if_uncovered(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> None:
-    """Tell why a model that should be on the fast path is not."""
+    """Tell why a model that should be on the fast path is not, or not in 8 bits."""
+    if spec.hone.training.precision == "fp8" != resolved.precision:
+        why = resolved.reasons["training.precision"]
+        lines.send(Event(message=f"Training in {resolved.precision}: {why}", level="warn"))
     if resolved.plan.fast_path or not spec.hone.training.fast_path:
         return
     reason = uncovered(model) or f"{resolved.precision} on this device is not covered"
@@ -197,7 +213,8 @@ def fast_model(model: PeftModel, plan: RunningPlan) -> FastModel | None:
     now = plan.resolved.plan
     if not now.fast_path:
         return None
-    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident)
+    fp8 = plan.resolved.precision == "fp8"
+    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident and not fp8, fp8=fp8)
 
 
 def checkpoint_step(folder: Path | None) -> int:

@@ -63,7 +63,7 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         optim=resolved.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        bf16=resolved.precision == "bfloat16",
+        bf16=resolved.precision in {"bfloat16", "fp8"},
         fp16=resolved.precision == "float16",
         use_cpu=device() == "cpu",
         gradient_checkpointing=resolved.gradient_checkpointing and not resolved.plan.fast_path,
@@ -119,6 +119,8 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
+        #: Called with a checkpoint's folder before it is sealed, to put more into it.
+        self.before_seal: list[Callable[[Path], None]] = []
         self._make_fast = make_fast
         self._fast = make_fast()
         self._plan = plan
@@ -304,4 +306,6 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             return
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        for save in self.before_seal:
+            save(folder)
         write_manifest(folder, {"step": self.state.global_step})

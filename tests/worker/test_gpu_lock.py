@@ -49,7 +49,7 @@ def release() -> None:
 
 
 def test_two_gpus_are_two_locks(tmp_path: Path) -> None:
-    for name in ("one", "two"):
+    for name in ("one", "two", "one"):  # a process that has a lock does not wait for itself
         assert gpu_lock.hold(name, pytest.fail, lambda: False, tmp_path)
     release()
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from worker.fast import attention, ops
 from worker.fast.attention import Attended, Row
+from worker.fast.fp8 import Fp8Weights
 from worker.fast.lora import Group, Weights
 
 #: What a block keeps for its backward pass: all that is dear, that without the MLP's 2 I values a token, or its input.
@@ -31,16 +32,19 @@ class Saved:
 
 @dataclass
 class Kept:
-    """What of that is kept, by the block's ``keep``, and what it can't recompute."""
+    """What of that is kept, by the block's ``keep``, and what it can't recompute. ``rows`` are those of the output."""
 
     saved: Saved | Tensor
     hidden_down: Tensor
+    rows: Tensor | None
 
 
 class Block:
     """The fast twin of a decoder layer; it holds references to that layer's weights and adapters."""
 
-    def __init__(self, layer: nn.Module, weights: Weights, *, window: int | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layer: nn.Module, weights: Weights | Fp8Weights, *, window: int | None, dtype: torch.dtype
+    ) -> None:
         mixer, mlp = layer.self_attn, layer.mlp
         self._norm_1: Any = layer.input_layernorm
         self._norm_2: Any = layer.post_attention_layernorm
@@ -56,23 +60,26 @@ class Block:
 
     # --- Forward ------------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, row: Row) -> tuple[Tensor, Kept]:
-        """``x`` [T, H] to the block's output [T, H], and what is kept for the backward pass."""
-        saved = self._again(x, cos, sin, row)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, row: Row, rows: Tensor | None = None) -> tuple[Tensor, Kept]:
+        """``x`` [T, H] to the block's output [T, H], and what is kept for the backward pass.
+
+        With ``rows``, each named once, only these of the output [rows, H]: the others' MLP is spared.
+        """
+        saved = self._again(x, cos, sin, row, rows)
         out, hidden_down = self._down(saved)
         if self.keep == "attention":
             saved.gate_up = saved.hidden_gate_up = None
-        return out, Kept(x if self.keep == "input" else saved, hidden_down)
+        return out, Kept(x if self.keep == "input" else saved, hidden_down, rows)
 
-    def _again(self, x: Tensor, cos: Tensor, sin: Tensor, row: Row) -> Saved:
+    def _again(self, x: Tensor, cos: Tensor, sin: Tensor, row: Row, rows: Tensor | None) -> Saved:
         """All that the backward pass needs, but for the adapter's columns of the last layer."""
-        saved = self._attention(x, cos, sin, row)
+        saved = self._attention(x, cos, sin, row, rows)
         self._gate_up(saved)
         return saved
 
-    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, row: Row) -> Saved:
+    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, row: Row, rows: Tensor | None) -> Saved:
         normed, scale_1 = self._norm(self._norm_1, x, self.qkv)
-        qkv = self.qkv.forward(normed, self._weights.forward(self.qkv))
+        qkv = self._weights.forward(self.qkv, normed)
         hidden_qkv = self.qkv.hidden(normed)
         del normed
         rotated = qkv[:, : self.qkv.outs[0] + self.qkv.outs[1]]
@@ -81,19 +88,22 @@ class Block:
         attended = attention.forward(
             *self._heads(qkv), self._by_head(inside[:, : self.o.in_features]), row, self._window
         )
-        middle = self.o.forward(inside, self._weights.forward(self.o), residual=x)
+        residual = x
+        if rows is not None:
+            inside, residual = inside.index_select(0, rows), x.index_select(0, rows)
+        middle = self._weights.forward(self.o, inside, residual)
         return Saved(x, scale_1, hidden_qkv, attended, self.o.hidden(inside), middle)
 
     def _gate_up(self, saved: Saved) -> None:
         normed, saved.scale_2 = self._norm(self._norm_2, saved.middle, self.gate_up)
-        saved.gate_up = self.gate_up.forward(normed, self._weights.forward(self.gate_up))
+        saved.gate_up = self._weights.forward(self.gate_up, normed)
         saved.hidden_gate_up = self.gate_up.hidden(normed)
 
     def _down(self, saved: Saved) -> tuple[Tensor, Tensor]:
         assert saved.gate_up is not None
         product = self.down.input(len(saved.gate_up))
         ops.swiglu_forward(saved.gate_up, product[:, : self.down.in_features])
-        out = self.down.forward(product, self._weights.forward(self.down), residual=saved.middle)
+        out = self._weights.forward(self.down, product, saved.middle)
         return out, self.down.hidden(product)
 
     def _norm(self, norm: Any, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
@@ -107,7 +117,7 @@ class Block:
         return q, k, v
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self._head))
+        return x.view(len(x), -1, self._head)
 
     # --- Backward -----------------------------------------------------------------------------------------------------
 
@@ -116,28 +126,36 @@ class Block:
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients at the block's input [T, H] and of its adapters, in the order of ``parameters``.
 
+        ``grad`` is that at the output: of all rows, or of those that were asked for.
         Before the ``first`` block there is nothing to train, so its gradient at the input is None.
         """
-        saved = self._again(kept.saved, cos, sin, row) if isinstance(kept.saved, Tensor) else kept.saved
+        rows, saved = kept.rows, kept.saved
+        if isinstance(saved, Tensor):
+            saved = self._again(saved, cos, sin, row, rows)
         if saved.gate_up is None:
             self._gate_up(saved)
         grad, of_gate_up, of_down = self._through_mlp(grad, saved, kept.hidden_down)
 
         # Output projection and attention.
-        at_attended, at_inner = self._at_input(self.o, grad)
-        of_a = self.o.of_a(at_inner * self.o.factors.to(at_inner.dtype), saved.attended.out.detach().flatten(1))
+        at_attended, at_inner = self._weights.at_input(self.o, grad)
+        attended = saved.attended.out.detach().flatten(1)
+        of_a = self.o.of_a(at_inner * self.o.factors.to(at_inner.dtype), _only(attended, rows))
         of_o = self.o.gradients(of_a, grad, saved.hidden_o)
+        if rows is not None:
+            grad = torch.zeros_like(saved.x).index_copy_(0, rows, grad)
+            room = self.o.input(len(saved.x))[:, : self.o.in_features].zero_()
+            at_attended = room.index_copy_(0, rows, at_attended)
         at_qkv = self._through_attention(at_attended, saved.attended, cos, sin, row)
-        del at_attended, at_inner
+        del at_attended, at_inner, attended
 
         # q, k and v, and the norm before them.
-        norm, weights = self._norm_1, self._weights.backward(self.qkv)
+        norm = self._norm_1
         if first:
-            at_inner = self.qkv.at_inner(at_qkv, weights[0])
+            at_inner = self._weights.at_inner(self.qkv, at_qkv)
             scaled = (at_inner * saved.scale_1[:, None] * self.qkv.factors).to(at_inner.dtype)
             at_x = None
         else:
-            at_normed, at_inner = self.qkv.at_input(at_qkv, weights[0], merged=weights[1])
+            at_normed, at_inner = self._weights.at_input(self.qkv, at_qkv)
             at_x, scaled = ops.rms_norm_backward(
                 at_normed, saved.x, norm.weight, saved.scale_1, grad, at_inner, self.qkv.factors
             )
@@ -156,13 +174,13 @@ class Block:
         assert saved.gate_up is not None
         assert saved.hidden_gate_up is not None
         assert saved.scale_2 is not None
-        at_product, at_inner = self._at_input(self.down, grad)
+        at_product, at_inner = self._weights.at_input(self.down, grad)
         of_a = ops.swiglu_backward_(at_product, saved.gate_up, at_inner[:, : power_of_2(self.down.rank)])
         of_a = (of_a * self.down.factors[: len(of_a), None]).to(self.down.precise)
         of_down = self.down.gradients(of_a, grad, hidden_down)
         del at_product, at_inner
 
-        at_normed, at_inner = self._at_input(self.gate_up, saved.gate_up)
+        at_normed, at_inner = self._weights.at_input(self.gate_up, saved.gate_up)
         norm = self._norm_2
         grad, scaled = ops.rms_norm_backward(
             at_normed, saved.middle, norm.weight, saved.scale_2, grad, at_inner, self.gate_up.factors
@@ -171,10 +189,6 @@ class Block:
         of_gate_up = self.gate_up.gradients(of_a, saved.gate_up, saved.hidden_gate_up)
         saved.gate_up = None
         return grad, of_gate_up, of_down
-
-    def _at_input(self, group: Group, grad: Tensor) -> tuple[Tensor, Tensor]:
-        weights, merged = self._weights.backward(group)
-        return group.at_input(grad, weights, merged=merged)
 
     def _through_attention(self, grad: Tensor, of: Attended, cos: Tensor, sin: Tensor, row: Row) -> Tensor:
         """Gradient at q, k and v side by side [T, …], before their rotation."""
@@ -190,6 +204,10 @@ class Block:
         ops.rotate(at_k.flatten(1), k, cos, sin, back=True)
         v.copy_(at_v.flatten(1))
         return out
+
+
+def _only(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
 
 
 def power_of_2(rank: int) -> int:

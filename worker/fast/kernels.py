@@ -146,36 +146,70 @@ def dequantize(
 @triton.jit
 def merge(
     packed, absmax, code, absmax_code, absmax_scale, absmax_offset, out, out_stride, rows, in_features,
-    a, b, b_stride, rank, column,
-    NESTED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    a, b, b_stride, column, NESTED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Base weights plus ``b`` [rows, rank] @ ``a`` [rank, in], and ``b`` once more from ``column`` on."""
+    """Base weights plus ``b`` [rows, rank] @ ``a`` [rank, in], and ``b`` once more from ``column`` on.
+
+    A program takes 64 weights of each of its rows: one absmax a row. The sum over the rank is no matmul of the tensor
+    cores, whose layout would cost more than it spares.
+    """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    rank_at = tl.arange(0, RANK)
-    inside = (row < rows)[:, None] & (rank_at < rank)[None, :]
-    left = tl.load(b + row[:, None] * b_stride + rank_at[None, :], inside, 0.0)
-    if tl.program_id(1) == 0:
-        tl.store(out + row[:, None] * out_stride + column + rank_at[None, :], left, inside)
-    first = tl.program_id(1) * COLUMNS
-    cols = first + tl.arange(0, COLUMNS)
-    right_mask = (rank_at < rank)[:, None] & (cols < in_features)[None, :]
-    right = tl.load(a + rank_at[:, None] * in_features + cols[None, :], right_mask, 0.0)
-    pair = tl.arange(0, COLUMNS // 2)
-    mask = (row < rows)[:, None] & (first + 2 * pair < in_features)[None, :]
-    place = row[:, None] * in_features + first + 2 * pair[None, :]
-    block = place // 64
+    inside = row < rows
+    first = tl.program_id(1) * 64
+    block = (row * in_features + first) // 64
     if NESTED:
-        index = tl.load(absmax + block, mask, 0).to(tl.int32)
-        scale = tl.load(absmax_code + index) * tl.load(absmax_scale + block // 256, mask, 0.0)
+        index = tl.load(absmax + block, inside, 0).to(tl.int32)
+        scale = tl.load(absmax_code + index) * tl.load(absmax_scale + block // 256, inside, 0.0)
         scale += tl.load(absmax_offset)
     else:
-        scale = tl.load(absmax + block, mask, 0.0)
-    byte = tl.load(packed + place // 2, mask, 0).to(tl.int32)
-    high = tl.load(code + (byte >> 4)) * scale
-    low = tl.load(code + (byte & 15)) * scale
-    value = tl.interleave(high, low) + tl.dot(left, right, input_precision="ieee")
-    whole = (row < rows)[:, None] & (cols < in_features)[None, :]
-    tl.store(out + row[:, None] * out_stride + cols[None, :], value, whole)
+        scale = tl.load(absmax + block, inside, 0.0)
+    pair = tl.arange(0, 32)
+    byte = tl.load(packed + block[:, None] * 32 + pair[None, :], inside[:, None], 0).to(tl.int32)
+    high = tl.load(code + (byte >> 4)) * scale[:, None]
+    low = tl.load(code + (byte & 15)) * scale[:, None]
+    for number in tl.static_range(RANK):
+        left = tl.load(b + row * b_stride + number, inside, 0.0).to(tl.float32)
+        right = a + number * in_features + first + 2 * pair
+        high += left[:, None] * tl.load(right).to(tl.float32)[None, :]
+        low += left[:, None] * tl.load(right + 1).to(tl.float32)[None, :]
+        if first == 0:
+            tl.store(out + row * out_stride + column + number, left, inside)
+    at = out + (row * out_stride + first)[:, None] + tl.arange(0, 64)[None, :]
+    tl.store(at, tl.interleave(high, low), inside[:, None])
+
+
+@triton.jit
+def quantize_rows(x, x_stride, out, scale, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    top = tl.zeros((BLOCK,), dtype=tl.float32)
+    for first in range(0, width, BLOCK):
+        v = tl.load(x + row * x_stride + first + cols, first + cols < width, 0.0).to(tl.float32)
+        top = tl.maximum(top, tl.abs(v))
+    s = tl.maximum(tl.max(top, 0), 1e-12) / LARGEST
+    tl.store(scale + row, s)
+    for first in range(0, width, BLOCK):
+        v = tl.load(x + row * x_stride + first + cols, first + cols < width, 0.0).to(tl.float32)
+        tl.store(out + row * width + first + cols, (v / s).to(out.dtype.element_ty), first + cols < width)
+
+
+@triton.jit
+def add_product(
+    y, y_stride, left, left_stride, right, right_row, right_col, residual, residual_stride, out, out_stride,
+    rows, width, RESIDUAL: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``y`` plus ``left`` [rows, INNER] @ ``right`` [width, INNER]^T, plus ``residual``, to ``out``."""
+    cols = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    inner = tl.arange(0, INNER)
+    a = tl.load(left + row[:, None] * left_stride + inner[None, :], (row < rows)[:, None], 0.0)
+    b = tl.load(right + cols[None, :] * right_row + inner[:, None] * right_col, (cols < width)[None, :], 0.0)
+    total = tl.dot(a, b, input_precision="ieee")
+    mask = (row < rows)[:, None] & (cols < width)[None, :]
+    total += tl.load(y + row[:, None] * y_stride + cols[None, :], mask, 0.0).to(tl.float32)
+    if RESIDUAL:
+        total += tl.load(residual + row[:, None] * residual_stride + cols[None, :], mask, 0.0).to(tl.float32)
+    tl.store(out + row[:, None] * out_stride + cols[None, :], total, mask)
 
 
 @triton.jit

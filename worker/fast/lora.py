@@ -111,42 +111,22 @@ class Group:
         pairs = zip(self._bases, self._adapters, strict=True)
         return all(isinstance(base, Linear4bit) for base, one in pairs if one is not None)
 
-    def keep_in(self, weights: Tensor) -> None:
-        """Fill ``weights`` once; from now on ``refresh`` writes each B there."""
-        self.fill(weights)
-        for number, one in enumerate(self._adapters):
-            if one is not None:
-                columns = slice(self.in_features + one.column, self.in_features + one.column + one.rank)
-                self._b[number] = weights[one.row : one.row + len(one.b), columns]
+    def keep_in(self, weights: Tensor, first: int | None = None) -> None:
+        """From now on ``refresh`` writes each B to the columns of ``weights`` from ``first`` on (the input's width)."""
+        first = self.in_features if first is None else first
+        for number, (one, b) in enumerate(zip(self._adapters, self._b, strict=True)):
+            if one is not None and b is not None:
+                columns = slice(first + one.column, first + one.column + one.rank)
+                self._b[number] = weights[one.row : one.row + len(one.b), columns].copy_(b)
 
-    def forward(self, x: Tensor, weights: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``x`` [T, in + extra] with its first columns filled; the rest is filled here. Returns [T, out]."""
+    def fill_inner(self, x: Tensor) -> None:
+        """Fill the adapters' columns of ``x`` [T, in + extra] from the others."""
         if self.extra:
             torch.mm(x[:, : self.in_features], self.inner.t(), out=x[:, self.in_features :])
-        if residual is not None:
-            return torch.addmm(residual, x, weights.t())
-        if self.bias is not None:
-            return torch.addmm(self.bias, x, weights.t())
-        return torch.mm(x, weights.t())
 
     def hidden(self, x: Tensor) -> Tensor:
         """The adapters' columns of ``x`` [T, in + extra], copied so that the rest can go: [T, rank]."""
         return x[:, self.in_features : self.in_features + self.rank].clone()
-
-    def at_input(self, grad: Tensor, weights: Tensor, *, merged: bool) -> tuple[Tensor, Tensor]:
-        """Gradients at the input [T, in] and at the adapters' columns [T, extra], for one at the output [T, out].
-
-        ``merged`` says that the weights hold the adapters' product.
-        """
-        both = torch.mm(grad, weights)
-        x, inner = both[:, : self.in_features], both[:, self.in_features :]
-        if self.extra and not merged:
-            x.addmm_(inner, self.inner)
-        return x, inner
-
-    def at_inner(self, grad: Tensor, weights: Tensor) -> Tensor:
-        """Gradient at the adapters' columns alone [T, extra]."""
-        return torch.mm(grad, weights[:, self.in_features :])
 
     def of_a(self, at_inner: Tensor, x: Tensor) -> Tensor:
         """Gradients of each A below each other [rank, in], for those at the adapters' columns times ``factors``."""
@@ -212,20 +192,38 @@ class Weights:
         self._scratch: dict[tuple[str, tuple[int, int]], Tensor] = {}
         self._kept: dict[int, Tensor] = {}
 
-    def forward(self, group: Group) -> Tensor:
-        """The group's weights. Without residence they hold until the next call for a group of that name."""
-        return self._of(group, merged=False)
+    def forward(self, group: Group, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``x`` [T, in + extra] with its first columns filled; the rest is filled here. Returns [T, out]."""
+        group.fill_inner(x)
+        weights = self._of(group, merged=False)
+        if residual is not None:
+            return torch.addmm(residual, x, weights.t())
+        if group.bias is not None:
+            return torch.addmm(group.bias, x, weights.t())
+        return torch.mm(x, weights.t())
 
-    def backward(self, group: Group) -> tuple[Tensor, bool]:
-        """The group's weights, and whether they are merged."""
+    def at_input(self, group: Group, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients at the input [T, in] and at the adapters' columns [T, extra], for one at the output [T, out].
+
+        Both are columns of one tensor [T, in + extra].
+        """
         merged = self._merged and group.mergeable
-        return self._of(group, merged=merged), merged
+        both = torch.mm(grad, self._of(group, merged=merged))
+        x, inner = both[:, : group.in_features], both[:, group.in_features :]
+        if group.extra and not merged:
+            x.addmm_(inner, group.inner)
+        return x, inner
+
+    def at_inner(self, group: Group, grad: Tensor) -> Tensor:
+        """Gradient at the adapters' columns alone [T, extra]."""
+        return torch.mm(grad, self._of(group, merged=False)[:, group.in_features :])
 
     def _of(self, group: Group, *, merged: bool) -> Tensor:
+        """Without residence they hold until the next call for a group of that name."""
         if self._resident:
             if id(group) not in self._kept:
                 self._kept[id(group)] = group.inner.new_zeros(group.shape)
-                group.keep_in(self._kept[id(group)])
+                group.keep_in(group.fill(self._kept[id(group)]))
             return self._kept[id(group)]
         key = (group.name, group.shape)
         if key not in self._scratch:

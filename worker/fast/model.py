@@ -11,6 +11,7 @@ from torch import Tensor
 from worker.fast import ops
 from worker.fast.attention import Row
 from worker.fast.block import Block, Keep, Kept
+from worker.fast.fp8 import Fp8Weights
 from worker.fast.lora import Weights, refresh
 from worker.fast.loss import linear_cross_entropy
 
@@ -43,14 +44,16 @@ class FastModel:
     """Losses of a model whose blocks run by ``worker.fast.block``; it shares every weight with ``model``.
 
     ``keep`` says for each block what it keeps for its backward pass (one word: all blocks alike); ``resident`` keeps
-    the weights dequantized, 2 bytes each.
+    the weights dequantized, 2 bytes each; ``fp8`` multiplies by them in 8 bits and keeps two copies, of 1 byte each.
     """
 
-    def __init__(self, model: PeftModel, *, keep: Keep | Sequence[Keep] = "all", resident: bool = False) -> None:
+    def __init__(
+        self, model: PeftModel, *, keep: Keep | Sequence[Keep] = "all", resident: bool = False, fp8: bool = False
+    ) -> None:
         base = model.get_base_model()
         self._backbone: Any = base.model
         self._head: Tensor = base.lm_head.weight
-        weights = Weights(resident=resident, merged=self._head.is_cuda)
+        weights = Fp8Weights() if fp8 else Weights(resident=resident, merged=self._head.is_cuda)
         window = getattr(base.config, "sliding_window", None)
         if getattr(base.config, "use_sliding_window", True) is False:
             window = None
@@ -82,24 +85,24 @@ class FastModel:
         cos, sin = (table[0].contiguous() for table in self._backbone.rotary_emb(x, batch["position_ids"]))
         x, kept = x[0], []
         for block in self.blocks:
-            x, one = block.forward(x, cos, sin, row)
+            # After the last block only what predicts a trained token counts.
+            rows = batch["trained"] if block is self.blocks[-1] else None
+            x, one = block.forward(x, cos, sin, row, rows)
             if backward:
                 kept.append(one)
             del one
-        norm, last = self._backbone.norm, x.index_select(0, batch["trained"])
+        norm, last = self._backbone.norm, x
         hidden = torch.empty_like(last)
         scale = ops.rms_norm_forward(last, norm.weight, norm.variance_epsilon, hidden)
         loss, hits, at_hidden = linear_cross_entropy(hidden, self._head, batch["targets"], backward=backward)
         if at_hidden is None:
             return loss, hits, None
-        return loss, hits, _Left(kept, last, scale, at_hidden, batch["trained"], cos, sin, row)
+        return loss, hits, _Left(kept, last, scale, at_hidden, cos, sin, row)
 
     def backward(self, factor: Tensor, left: "_Left") -> list[Tensor]:
         """Gradients of the adapters, in the blocks' order, for a loss of which the sum is taken ``factor`` times."""
         at_hidden = left.at_hidden * factor.to(left.at_hidden.dtype)
-        at_last, _ = ops.rms_norm_backward(at_hidden, left.last, self._backbone.norm.weight, left.scale, None)
-        grad = torch.zeros(left.row_tokens, at_last.shape[1], dtype=at_last.dtype, device=at_last.device)
-        grad.index_copy_(0, left.trained, at_last)
+        grad, _ = ops.rms_norm_backward(at_hidden, left.last, self._backbone.norm.weight, left.scale, None)
         gradients: list[list[Tensor]] = []
         for number in reversed(range(len(self.blocks))):
             at_x, of_block = self.blocks[number].backward(
@@ -119,15 +122,9 @@ class _Left:
     last: Tensor
     scale: Tensor
     at_hidden: Tensor
-    trained: Tensor
     cos: Tensor
     sin: Tensor
     row: Row
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens of the row."""
-        return len(self.cos)
 
 
 class _Pass(torch.autograd.Function):

@@ -15,8 +15,10 @@ _COLUMNS = 1024
 _BLOCKS = 64
 #: Rows and columns that one pass of SwiGLU's backward program takes, and the rows of all its passes.
 _TILE, _CHUNK = (32, 128), 512
-#: Rows and columns of weights in one program that merges.
-_MERGED = (64, 128)
+#: Rows of weights in one program that merges.
+_MERGED = 64
+#: Rows and columns of one program that adds a product.
+_ADDED = (64, 128)
 
 
 def _power_of_2(number: int) -> int:
@@ -175,16 +177,63 @@ def merge(packed: Tensor, state: QuantState, out: Tensor, a: Tensor, b: Tensor, 
 
     rows, in_features = state.shape
     nested = bool(state.nested)
-    kernels.merge[(-(-rows // _MERGED[0]), -(-in_features // _MERGED[1]))](
+    kernels.merge[(-(-rows // _MERGED), in_features // 64)](
         *(packed, state.absmax, state.code),
         *((state.state2.code, state.state2.absmax, state.offset) if nested else (state.absmax,) * 3),
-        *(out, out.stride(0), rows, in_features, a, b, b.stride(0), len(a), column),
+        *(out, out.stride(0), rows, in_features, a, b, b.stride(0), column),
         NESTED=nested,
-        RANK=max(16, _power_of_2(len(a))),
-        ROWS=_MERGED[0],
-        COLUMNS=_MERGED[1],
+        RANK=len(a),
+        ROWS=_MERGED,
         num_warps=4,
     )
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` [T, K] in 8-bit floats (e4m3) [T, K], with each row's scale [T, 1] in float32: its largest becomes 448."""
+    if not x.is_cuda:
+        return reference.quantize_rows(x)
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = x.shape
+    out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    block = min(4096, _power_of_2(width))
+    kernels.quantize_rows[(rows,)](x, x.stride(0), out, scale, width, LARGEST=448.0, BLOCK=block, num_warps=8)
+    return out, scale
+
+
+def scaled_mm(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+    """``x`` [T, K] @ ``w`` [N, K]^T, both from ``quantize_rows``, to bfloat16 [T, N]."""
+    if not x.is_cuda:
+        return reference.scaled_mm(x, x_scale, w, w_scale)
+    return torch._scaled_mm(
+        x, w.t(), scale_a=x_scale, scale_b=w_scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+def add_product(y: Tensor, left: Tensor, right: Tensor, residual: Tensor | None, out: Tensor) -> Tensor:
+    """Write ``y`` [T, N] + ``left`` [T, r] @ ``right`` [N, r]^T + ``residual`` [T, N] to ``out``, which may be ``y``.
+
+    r is a multiple of 64, or 0.
+    """
+    if not y.is_cuda:
+        return reference.add_product(y, left, right, residual, out)
+    if not left.shape[1]:
+        return torch.add(y, residual, out=out) if residual is not None else out.copy_(y)
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = y.shape
+    kernels.add_product[(-(-width // _ADDED[1]), -(-rows // _ADDED[0]))](
+        *(y, y.stride(0), left, left.stride(0), right, right.stride(0), right.stride(1)),
+        *((y, 0) if residual is None else (residual, residual.stride(0))),
+        *(out, out.stride(0), rows, width),
+        RESIDUAL=residual is not None,
+        INNER=left.shape[1],
+        ROWS=_ADDED[0],
+        COLUMNS=_ADDED[1],
+        num_warps=4,
+    )
+    return out
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

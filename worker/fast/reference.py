@@ -76,6 +76,24 @@ def merge(packed: Tensor, state: QuantState, out: Tensor, a: Tensor, b: Tensor, 
     out[:, column : column + b.shape[1]] = b
 
 
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``ops.quantize_rows``."""
+    x = x.float()
+    scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / 448
+    return (x / scale).to(torch.float8_e4m3fn), scale
+
+
+def scaled_mm(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+    """As ``ops.scaled_mm``, in float32."""
+    return (x.float() * x_scale) @ (w.float() * w_scale).t()
+
+
+def add_product(y: Tensor, left: Tensor, right: Tensor, residual: Tensor | None, out: Tensor) -> Tensor:
+    """As ``ops.add_product``."""
+    total = _precise(y) + _precise(left) @ _precise(right).t()
+    return out.copy_(total if residual is None else total + residual)
+
+
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """As ``ops.cross_entropy_``."""
     precise = _precise(logits)

@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 from api.pagination import Listed
 from api.schemas import Absent, Metadata
 from core.model_names import checkpoint_name
-from core.resolve import Resolved
 from core.specs import DpoSpec, EvaluationDuringTrainingSpec, FineTuneSpec, HoneSpec, Hyperparameters, Spec
 from models.tables import Checkpoint, Job, JobEvent, StepMetric
 
@@ -169,6 +168,8 @@ class HoneJob(BaseModel):
     data: dict[str, Any]
     evaluation: dict[str, Any]
     reasons: dict[str, str]
+    #: How the job uses the device's memory (core.plan.MemoryPlan); null until the worker knows.
+    plan: dict[str, Any] | None
     progress: Progress
     report: dict[str, Any] | None
 
@@ -223,7 +224,7 @@ def job_error(job: Job) -> JobError | None:
 def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
     """A job's row as it goes onto the wire; ``result_files`` are ids."""
     spec = FineTuneSpec.model_validate(job.spec)
-    resolved = Resolved.model_validate(job.resolved).model_dump(mode="json") if job.resolved else {}
+    resolved = job.resolved or {}  # as the worker wrote it; an earlier version's lacks what came later
     hyperparameters = _laid_over(spec.hyperparameters.model_dump(mode="json"), resolved)
     asked = spec.hone.model_dump(mode="json")
     return FineTuningJob(
@@ -253,6 +254,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
             data=_laid_over(asked["data"], resolved),
             evaluation=asked["evaluation"],
             reasons=resolved.get("reasons", {}),
+            plan=resolved.get("plan"),
             progress=progress_of(job),
             report=job.report,
         ),

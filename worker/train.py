@@ -172,12 +172,11 @@ def train(
         return ExitCode.STOPPED
     if data.validation is not None and "valid_loss" not in progress.history[last]:
         trainer.evaluate()
+    if ranks.rank:
+        return ExitCode.DONE
     if codebleu is not None:
         codebleu.finish()
     kept_step = selection.apply(model, trainer.state)
-
-    if ranks.rank:
-        return ExitCode.DONE
 
     # 5. The artifacts.
     report["run"] = {

@@ -15,6 +15,7 @@ from api.deps import CurrentProject, PartsDep, ReadSession, StorageDep, WriteSes
 from api.downloads import answer_stored
 from api.estimates import refuse_unfit
 from api.file_access import require_input
+from api.gpus import require_gpus
 from api.job_schemas import (
     CheckpointObject,
     FineTuneRequest,
@@ -33,8 +34,9 @@ from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
 from models import lifecycle
+from models.access import model_name
 from models.status import JobKind, JobStatus
-from models.tables import Checkpoint, File, Job, JobEvent, StepMetric
+from models.tables import Checkpoint, File, Job, JobEvent, Project, StepMetric
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 
@@ -72,6 +74,8 @@ def create_job(
         if file_id := getattr(body, param):
             require_input(session, project_id, file_id, purpose="fine-tune", param=param)
     spec = body.spec()
+    gpus = spec.hone.training.gpus
+    require_gpus(session, gpus)
     refuse_unfit(session, parts, project_id, spec)
     job = Job(
         id=new_id("ftjob-"),
@@ -80,6 +84,7 @@ def create_job(
         model=spec.model,
         spec=spec.model_dump(mode="json"),
         labels=body.metadata,
+        gpus=gpus,
     )
     return _on_the_wire(session, lifecycle.submit(session, job))
 
@@ -190,7 +195,32 @@ def list_checkpoints(
     job = _get_job(session, project_id, job_id)
     query = select(Checkpoint).where(Checkpoint.job_id == job.id)
     rows, has_more = fetch_page(session, query, Checkpoint.id, after=after, limit=limit, order="desc")
-    return page_of([checkpoint_object(checkpoint, job) for (checkpoint,) in rows], has_more)
+    model = model_name(job, session.get_one(Project, project_id).name)
+    return page_of([checkpoint_object(checkpoint, model) for (checkpoint,) in rows], has_more)
+
+
+@router.get("/{job_id}/checkpoints/{checkpoint_id}/adapter", response_class=Response)
+def download_checkpoint(
+    job_id: str,
+    checkpoint_id: str,
+    request: Request,
+    project_id: CurrentProject,
+    session: ReadSession,
+    storage: StorageDep,
+) -> Response:
+    """A checkpoint as a zip: its adapter, for `peft`, beside the optimizer and what else a run goes on from."""
+    job = _get_job(session, project_id, job_id)
+    row = session.scalars(select(Checkpoint).filter_by(id=checkpoint_id, job_id=job.id)).first()
+    if row is None:
+        raise NotFoundError(f"The job {job.id} has no checkpoint '{checkpoint_id:.80}'.", code="not_found")
+    file = File(
+        id=row.id,
+        filename=f"checkpoint-{row.step}.zip",
+        bytes=row.bytes,
+        sha256=row.sha256,
+        storage_key=row.storage_key,
+    )
+    return answer_stored(storage, file, request.headers)
 
 
 @router.get("/{job_id}/metrics")

@@ -75,7 +75,9 @@ def _announce(api_url: str, key: str | None, settings: Settings) -> None:
     say(f"  export OPENAI_BASE_URL={api_url} OPENAI_API_KEY={key or '<your key>'}\n")
     if key is None:
         say("Keys exist but can't be read again; `hone keys create` makes another.")
-    say(f"Any OpenAI client in that shell talks to it. State and logs: {settings.home}. Ctrl-C stops it.")
+    dashboard = api_url.removesuffix("/v1")
+    say(f"Any OpenAI client in that shell talks to it; {dashboard} shows it in a browser.")
+    say(f"State and logs: {settings.home}. Ctrl-C stops it.")
 
 
 def _write_ready_file(path: Path, ready: dict[str, Any]) -> None:

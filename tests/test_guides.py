@@ -84,7 +84,7 @@ def environment(**values: str) -> dict[str, str]:
     return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | values
 
 
-def run(guide: str, folder: Path, env: dict[str, str], seconds: int = 240) -> str:
+def run(guide: str, folder: Path, env: dict[str, str], seconds: int = 280) -> str:
     """Run a guide's script in ``folder``; what it printed. Whatever it started is gone afterwards."""
     language, text = script(guide)
     command = {"sh": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}[language]

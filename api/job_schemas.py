@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 from api.pagination import Listed
 from api.schemas import Absent, Metadata
 from core.model_names import checkpoint_name
-from core.resolve import Resolved
 from core.specs import DpoSpec, EvaluationDuringTrainingSpec, FineTuneSpec, HoneSpec, Hyperparameters, Spec
 from models.tables import Checkpoint, Job, JobEvent, StepMetric
 
@@ -111,9 +110,12 @@ class FineTuneRequest(Spec):
 
     @model_validator(mode="after")
     def _what_dpo_has_not(self) -> "FineTuneRequest":
-        evaluation = self.hone.evaluation if self.hone else EvaluationDuringTrainingSpec()
-        if self.method is not None and self.method.type == "dpo" and evaluation != EvaluationDuringTrainingSpec():
+        if self.method is None or self.method.type != "dpo" or self.hone is None:
+            return self
+        if self.hone.evaluation != EvaluationDuringTrainingSpec():
             raise ValueError("'hone.evaluation' is for the method 'supervised'; leave it out with 'dpo'")
+        if self.hone.training.gpus > 1:
+            raise ValueError("'hone.training.gpus' above 1 is for the method 'supervised'; leave it out with 'dpo'")
         return self
 
     def _dpo(self) -> DpoSpec | None:
@@ -166,6 +168,8 @@ class HoneJob(BaseModel):
     data: dict[str, Any]
     evaluation: dict[str, Any]
     reasons: dict[str, str]
+    #: How the job uses the device's memory (core.plan.MemoryPlan); null until the worker knows.
+    plan: dict[str, Any] | None
     progress: Progress
     report: dict[str, Any] | None
 
@@ -220,7 +224,7 @@ def job_error(job: Job) -> JobError | None:
 def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
     """A job's row as it goes onto the wire; ``result_files`` are ids."""
     spec = FineTuneSpec.model_validate(job.spec)
-    resolved = Resolved.model_validate(job.resolved).model_dump(mode="json") if job.resolved else {}
+    resolved = job.resolved or {}  # as the worker wrote it; an earlier version's lacks what came later
     hyperparameters = _laid_over(spec.hyperparameters.model_dump(mode="json"), resolved)
     asked = spec.hone.model_dump(mode="json")
     return FineTuningJob(
@@ -250,6 +254,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
             data=_laid_over(asked["data"], resolved),
             evaluation=asked["evaluation"],
             reasons=resolved.get("reasons", {}),
+            plan=resolved.get("plan"),
             progress=progress_of(job),
             report=job.report,
         ),

@@ -36,7 +36,7 @@ from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.prompts import encode_sample
 from worker.protocol import Done, Event, ExitCode, LineWriter, Started, TrainingInput
 from worker.sequences import read_file
-from worker.trainer import add_adapter, shared_arguments
+from worker.trainer import add_adapter, shared_arguments, use_one_gpu
 
 #: TRL's figures of a batch that are kept, each a mean over its pairs.
 _FIGURES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "mean_token_accuracy")
@@ -185,7 +185,7 @@ def in_pairs(resolved: Resolved, mean_tokens: float) -> Resolved:
 
 def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> DPOConfig:
     """The trainer's arguments from a job's settings; whatever is not set here is TRL's default."""
-    return DPOConfig(
+    config = DPOConfig(
         **shared_arguments(spec, resolved, out, has_validation=has_validation),
         per_device_train_batch_size=resolved.microbatch_size,
         per_device_eval_batch_size=resolved.microbatch_size,
@@ -196,6 +196,8 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         max_length=None,  # they are cut already
         disable_dropout=False,  # the adapter's is the user's choice, and 0 unless chosen
     )
+    use_one_gpu(config)
+    return config
 
 
 class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL has no types

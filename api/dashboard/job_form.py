@@ -284,7 +284,7 @@ def memory_parts(memory: Mapping[str, Any] | None) -> list[MemoryPart]:
     whole = sum(part["bytes"] for part in parts) or 1
     for colour, part in enumerate(parts, start=1):
         width = 100 * part["bytes"] / whole
-        made.append(MemoryPart(part["title"], part["bytes"], start, width, min(colour, 6)))
+        made.append(MemoryPart(part["title"], part["bytes"], start, width, min(colour, 8)))
         start += width
     return made
 

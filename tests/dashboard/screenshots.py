@@ -51,9 +51,9 @@ def settle(page: Page, name: str) -> None:
     if name == "compare":
         page.wait_for_selector("[data-compare-charts][data-drawn]")
     if name == "dataset":
-        page.wait_for_selector("#sample .tokens", timeout=120_000)
+        page.wait_for_selector("#sample .tokens", timeout=240_000)
     if name == "new-job":
-        page.wait_for_selector("[data-estimate]", timeout=60_000)
+        page.wait_for_selector("[data-estimate]", timeout=240_000)
     page.evaluate("document.fonts.ready")
     page.wait_for_function("() => document.querySelectorAll('.htmx-request').length === 0")
 

@@ -128,7 +128,7 @@ class Maker:
                 "trainable_parameters": trainable,
                 "trainable_percent": round(100 * trainable / parameters, 2),
             },
-            "dataset": {"train_samples": 1190, "validation_samples": 12},
+            "dataset": {"train_samples": 1190, "validation_samples": 12, "tokens_per_epoch": 232_889},
             "hardware": HARDWARE,
         }
         every = max(1, total // 10)

@@ -89,12 +89,12 @@ class Chart {
 
   /** While nobody points at a step, the legend tells the last one. */
   rest() {
-    if (this.plot.cursor.idx === null || this.plot.cursor.idx === undefined || this.plot.cursor.left < 0) this.plot.setLegend({ idx: this.data[0].length - 1 });
+    if (this.plot && !(this.plot.cursor.left >= 0)) this.plot.setLegend({ idx: this.data[0].length - 1 });
   }
 
   show(data) {
     this.data = data;
-    if (this.plot) { this.plot.setData(data); this.rest(); return; }
+    if (this.plot) { this.plot.setData(data); setTimeout(() => this.rest()); return; }
     const size = this.size();
     if (size.width <= 0) return;
     this.width = size.width;
@@ -107,7 +107,7 @@ class Chart {
     }))];
     const options = { ...size, series, axes: axes(this.field), scales: { x: { time: false } }, cursor: { points: { size: 7 }, y: false }, legend: { live: true, markers: { width: 0, fill: (plot, at) => plot.series[at].stroke() } } };
     this.plot = new uPlot(options, data, this.host);
-    this.rest();
+    setTimeout(() => this.rest()); // uPlot writes its first legend after this
     this.plot.over.addEventListener("mouseleave", () => setTimeout(() => this.rest()));
     this.plot.root.setAttribute("role", "img");
     this.plot.root.setAttribute("aria-label", `${this.host.querySelector("figcaption").textContent} by step`);

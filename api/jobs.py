@@ -72,7 +72,8 @@ def create_job(
     find_base_model(parts.catalogue, body.model)
     for param in ("training_file", "validation_file"):
         if file_id := getattr(body, param):
-            require_input(session, project_id, file_id, purpose="fine-tune", param=param)
+            file = require_input(session, project_id, file_id, purpose="fine-tune", param=param)
+            _require_format(file, body, param)
     spec = body.spec()
     gpus = spec.hone.training.gpus
     require_gpus(session, gpus)
@@ -87,6 +88,19 @@ def create_job(
         gpus=gpus,
     )
     return _on_the_wire(session, lifecycle.submit(session, job))
+
+
+def _require_format(file: File, body: FineTuneRequest, param: str) -> None:
+    """Raise InvalidRequestError when a file has pairs of answers and the method wants single ones, or the other way."""
+    method = body.method.type if body.method else "supervised"
+    found = (file.report or {}).get("format")
+    if found is not None and (found == "preference") != (method == "dpo"):
+        wanted = "'dpo'" if found == "preference" else "'supervised'"
+        raise InvalidRequestError(
+            f"'{param}': the format of file {file.id} is '{found}', which is for the method {wanted}.",
+            param=param,
+            code="wrong_format",
+        )
 
 
 @router.get("")

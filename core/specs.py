@@ -164,8 +164,16 @@ class Hyperparameters(Spec):
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description="Passes over the training data.")
 
 
+class DpoSpec(Spec):
+    """What preference tuning by DPO (arXiv 2305.18290) takes beside the hyperparameters."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=2)] = Field(
+        "auto", description="How strongly the model is held to where it started. Auto: 0.1, as in the paper."
+    )
+
+
 class FineTuneSpec(Spec):
-    """A fine-tune job, as asked for."""
+    """A fine-tune job, as asked for; ``dpo`` is there when its method is dpo."""
 
     model: str
     training_file: str
@@ -173,6 +181,7 @@ class FineTuneSpec(Spec):
     seed: int = Field(42, ge=0, le=2_147_483_647)
     suffix: str | None = Field(None, min_length=1, max_length=64)
     hyperparameters: Hyperparameters = Hyperparameters()
+    dpo: DpoSpec | None = None
     hone: HoneSpec = HoneSpec()
 
 

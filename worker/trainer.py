@@ -47,47 +47,54 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int)
 
 def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> SFTConfig:
     """The trainer's arguments from a job's settings; whatever is not set here is TRL's default."""
-    training = spec.hone.training
     config = SFTConfig(
-        output_dir=str(out),
-        seed=spec.seed,
-        num_train_epochs=resolved.n_epochs,
-        max_steps=resolved.total_steps,
+        **shared_arguments(spec, resolved, out, has_validation=has_validation),
         # A batch is a whole step; worker.passes cuts it into what the memory takes at once.
         per_device_train_batch_size=resolved.batch_size,
         per_device_eval_batch_size=resolved.batch_size,
         gradient_accumulation_steps=1,
-        learning_rate=resolved.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
-        warmup_steps=resolved.warmup_steps,
-        optim=resolved.optimizer,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=resolved.precision in {"bfloat16", "fp8"},
-        fp16=resolved.precision == "float16",
-        use_cpu=device() == "cpu",
         gradient_checkpointing=resolved.gradient_checkpointing and not resolved.plan.fast_path,
         # Samples lie end to end in one row, kept apart by their positions: no token is padding. They are cut already.
         padding_free=True,
         max_length=None,
-        # Fetched in this process: a resumed run then draws the same random numbers.
-        dataloader_num_workers=0,
-        logging_steps=1,
-        eval_strategy="steps" if has_validation else "no",
-        eval_steps=resolved.eval_steps,
-        save_strategy="steps",
-        save_steps=resolved.save_steps,
-        save_total_limit=3,
-        include_num_input_tokens_seen="all",
         # A loss that is no number ends the job; looking at every loss would make the GPU wait.
         logging_nan_inf_filter=False,
         accelerator_config={"non_blocking": device() == "cuda"},
-        report_to="none",
-        disable_tqdm=True,
     )
     config.device  # noqa: B018 - asks for the devices; Trainer would spread a batch over all GPUs that it sees
     config._n_gpu = 1
     return config
+
+
+def shared_arguments(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> dict[str, Any]:
+    """Arguments that do not depend on the method."""
+    training = spec.hone.training
+    return {
+        "output_dir": str(out),
+        "seed": spec.seed,
+        "num_train_epochs": resolved.n_epochs,
+        "max_steps": resolved.total_steps,
+        "learning_rate": resolved.learning_rate,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
+        "warmup_steps": resolved.warmup_steps,
+        "optim": resolved.optimizer,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": resolved.precision in {"bfloat16", "fp8"},
+        "fp16": resolved.precision == "float16",
+        "use_cpu": device() == "cpu",
+        # Fetched in this process: a resumed run then draws the same random numbers.
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "eval_strategy": "steps" if has_validation else "no",
+        "eval_steps": resolved.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": resolved.save_steps,
+        "save_total_limit": 3,
+        "include_num_input_tokens_seen": "all",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types

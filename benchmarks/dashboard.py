@@ -3,7 +3,7 @@
     python -m benchmarks.dashboard [sqlite|postgresql]
 
 One project has 9,000 jobs that have ended, 990 that wait, 10 that run, 2,000 files, 500 evaluations of 20 answers, and
-one job of 100,000 steps. Each page is asked for 100 times, one after another, over a socket. Prints the median and the
+one job of 100,000 steps. Each page is asked for 40 times, one after another, over a socket. Prints the median and the
 95th percentile of the time that the client waits, the same of the processor time that client and server took together
 (which another load on the machine does not change; PostgreSQL's own is not in it), and the points of the long curve.
 """
@@ -36,7 +36,7 @@ from tests.api.conftest import NO_BROKER, served
 JOBS, WAITING, RUNNING = 10_000, 990, 10
 FILES, RUNS, ITEMS = 2_000, 500, 20
 STEPS, LONG = 300, 100_000
-TIMES = 100
+TIMES = 40
 PARTS = {"ngram": 0.3, "weighted_ngram": 0.4, "syntax": 0.5, "dataflow": 0.6}
 
 

@@ -15,6 +15,7 @@ from api.deps import CurrentProject, PartsDep, ReadSession, StorageDep, WriteSes
 from api.downloads import answer_stored
 from api.estimates import refuse_unfit
 from api.file_access import require_input
+from api.gpus import require_gpus
 from api.job_schemas import (
     CheckpointObject,
     FineTuneRequest,
@@ -73,6 +74,8 @@ def create_job(
         if file_id := getattr(body, param):
             require_input(session, project_id, file_id, purpose="fine-tune", param=param)
     spec = body.spec()
+    gpus = spec.hone.training.gpus
+    require_gpus(session, gpus)
     refuse_unfit(session, parts, project_id, spec)
     job = Job(
         id=new_id("ftjob-"),
@@ -81,6 +84,7 @@ def create_job(
         model=spec.model,
         spec=spec.model_dump(mode="json"),
         labels=body.metadata,
+        gpus=gpus,
     )
     return _on_the_wire(session, lifecycle.submit(session, job))
 

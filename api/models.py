@@ -15,7 +15,7 @@ from api.schemas import (
     fine_tuned_model_object,
 )
 from core.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
-from models.access import UsableModel, find_model, may_use
+from models.access import UsableModel, find_model, granted_checkpoints, may_use
 from models.status import ENDED
 from models.tables import CheckpointPermission, FineTunedModel, Job
 
@@ -35,11 +35,14 @@ def _get_model(session: Session, project_id: str, model_id: str) -> UsableModel:
 
 @router.get("")
 def list_models(project_id: CurrentProject, session: ReadSession, catalogue: CatalogueDep) -> Page[ModelObject]:
-    """Every model that a request may name: bases first, then fine-tunes, those by permission too, newest first."""
+    """Bases, then what was fine-tuned, newest first, also by permission; a job lists its own checkpoints."""
     bases = [base_model_object(name, entry.description) for name, entry in sorted(catalogue.items())]
     usable = select(FineTunedModel).where(may_use(project_id, FineTunedModel.id))
-    tuned = session.scalars(usable.order_by(FineTunedModel.created_at.desc(), FineTunedModel.id)).all()
-    return page_of(bases + [fine_tuned_model_object(model) for model in tuned], has_more=False)
+    tuned = [(model.created_at, fine_tuned_model_object(model)) for model in session.scalars(usable)]
+    granted = granted_checkpoints(session, project_id)
+    tuned += [(checkpoint.created_at, checkpoint_model_object(checkpoint)) for checkpoint in granted]
+    newest_first = sorted(tuned, key=lambda made: (-made[0], made[1].id))
+    return page_of(bases + [model for _, model in newest_first], has_more=False)
 
 
 # A path: ids hold slashes, which OpenAI's client sends as %2F and the server sees as "/".
@@ -79,7 +82,7 @@ def delete_model(model_id: str, project_id: CurrentProject, session: WriteSessio
             code="is_a_checkpoint",
         )
     _require_unused(session, model.row)
-    session.execute(delete(CheckpointPermission).where(CheckpointPermission.job_id == model.job_id))
+    session.execute(delete(CheckpointPermission).where(CheckpointPermission.model == model.id))
     session.execute(delete(FineTunedModel).where(FineTunedModel.id == model.id))
     return Deleted(id=model_id, object="model")
 

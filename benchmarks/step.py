@@ -1,6 +1,6 @@
 """One training step of the fast path, without the trainer around it: speed, memory and where the time goes.
 
-    python -m benchmarks.step [--shape NAME] [--tokens N,N] [--keep WORD,WORD] [--resident] [--profile FOLDER]
+    python -m benchmarks.step [--shape NAME] [--tokens N,N] [--keep WORD,WORD] [--resident] [--fp8] [--profile DIR]
 
 Weights are random, in NF4 with double quantization; LoRA r=16 on all linear layers; samples have the seed's lengths,
 cut at 512. Prints a RESULT line for each setting. Needs a CUDA GPU.
@@ -137,15 +137,16 @@ def main() -> None:
     parser.add_argument("--tokens", default="3328,8192,13312,16384")
     parser.add_argument("--keep", default="all")
     parser.add_argument("--resident", action="store_true")
+    parser.add_argument("--fp8", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--profile", type=Path)
     args = parser.parse_args()
     config = SHAPES[args.shape]()
     model = adapted(config)
-    fast = FastModel(model, resident=args.resident)
+    fast = FastModel(model, resident=args.resident, fp8=args.fp8)
     for keep, tokens in product(args.keep.split(","), map(int, args.tokens.split(","))):
         fast.keep(keep)
-        setting = {"shape": args.shape, "keep": keep, "resident": args.resident}
+        setting = {"shape": args.shape, "keep": keep, "resident": args.resident, "fp8": args.fp8}
         try:
             figures = measure(fast, model, tokens, config.vocab_size, args.steps)
         except torch.cuda.OutOfMemoryError:
@@ -154,7 +155,12 @@ def main() -> None:
         torch.cuda.empty_cache()
         if args.profile:
             args.profile.mkdir(parents=True, exist_ok=True)
-            profile(fast, tokens, config.vocab_size, args.profile / f"{args.shape}-{keep}-{tokens}.txt")
+            profile(
+                fast,
+                tokens,
+                config.vocab_size,
+                args.profile / f"{args.shape}-{'fp8-' if args.fp8 else ''}{keep}-{tokens}.txt",
+            )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ import migrations
 from cli import adapters, evals, files, jobs, keys
 from cli import doctor as doctor_checks
 from cli.console import console, fail, say
+from cli.remote import Json, emit
 from cli.up import up as run_up
 from core.errors import HoneError
 from core.settings import Settings
@@ -119,10 +121,10 @@ def migrate() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: Json = False) -> None:
     """Look at everything that Hone needs; exit code 1 when something is missing."""
     checks = doctor_checks.examine(_settings())
-    console.print(doctor_checks.table(checks))
+    emit([asdict(check) for check in checks], as_json, lambda: console.print(doctor_checks.table(checks)))
     if any(not check.good for check in checks):
         raise typer.Exit(1)
 

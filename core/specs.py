@@ -81,6 +81,9 @@ class TrainingSpec(Spec):
         True,
         description="Train by Hone's own blocks where they cover the model (decision 0008); same loss, faster.",
     )
+    gpus: int = Field(
+        1, ge=1, le=16, description="GPUs of one machine that share each step's samples; same loss, sooner."
+    )
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Stop after this many optimizer steps.")
     eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
         "auto", description="Validation every N steps. Auto: 10 times."
@@ -111,7 +114,8 @@ class EvaluationDuringTrainingSpec(Spec):
     """CodeBLEU while training, which checkpoint becomes the model, and when to stop early."""
 
     codebleu_steps: Literal["off"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        "off", description="CodeBLEU of answers to validation prompts every N steps. Off: generating takes time."
+        "off",
+        description="CodeBLEU of validation answers, and their loss, every N steps. Off: generating takes time.",
     )
     codebleu_samples: int = Field(
         32, ge=1, le=1000, description="How many validation samples are answered: the first ones, always the same."

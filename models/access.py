@@ -62,6 +62,15 @@ def find_model(session: Session, project_id: str, name: str) -> UsableModel | No
     )
 
 
+def granted_checkpoints(session: Session, project_id: str) -> list[UsableModel]:
+    """The other projects' checkpoints that permissions let a project use."""
+    names = select(CheckpointPermission.model).where(
+        CheckpointPermission.project_id == project_id, CheckpointPermission.model.contains(":ckpt-step-")
+    )
+    found = [_find_checkpoint(session, project_id, name) for name in session.scalars(names).all()]
+    return [model for model in found if model is not None]
+
+
 def _find_checkpoint(session: Session, project_id: str, name: str) -> UsableModel | None:
     told = read_checkpoint_name(name)
     if told is None:

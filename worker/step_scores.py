@@ -1,6 +1,6 @@
 """CodeBLEU while training: every N steps the model answers a few validation prompts, always the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -81,23 +81,14 @@ class CodeBleuCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
         self._trainer, self._spec, self._asked, self._tokenizer = trainer, spec, asked, tokenizer
         self._every: int = spec.codebleu_steps
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Measure the base model, once."""
-        if state.global_step == 0:
-            self._measure()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Have the validation loss taken at these steps, too: the trainer then holds still, and both stand together."""
+        if state.global_step % self._every == 0:
+            control.should_evaluate = True
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Measure after a step's own figures are told, so that it does not count into the step's speed."""
-        if "loss" in (logs or {}) and state.global_step % self._every == 0:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure beside the validation loss; at step 0 the base model."""
+        if state.global_step % self._every == 0:
             self._measure()
 
     def finish(self) -> None:

@@ -127,9 +127,8 @@ def test_finished_jobs_make_time_a_measurement(http: TestClient, database: Datab
 
 def _resolved(estimate: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run, as the worker would have stored them."""
-    from core.estimate import Data
+    from core.estimate import Data, settle
     from core.estimate import Worker as Machine
-    from core.estimate import settle
     from core.preflight import Profile
     from core.prompts import Encoded
     from core.shape import read_shape

@@ -143,6 +143,8 @@ async def runs(api: Speaker) -> None:
     await api.call("evals.runs.cancel", eval_id=eval_id, run_id=waiting.id)
     of_waiting = {"eval_id": eval_id, "run_id": waiting.id}
     await api.until(lambda run: run.status in ENDED, "evals.runs.retrieve", **of_waiting)
+    for status in ("queued", "in_progress"):  # what ends later would send its webhooks into another case
+        await api.until(lambda page: page.data == [], "evals.runs.list", eval_id=eval_id, status=status)
     everything = await api.every("evals.runs.list", eval_id=eval_id, limit=2, order="asc")
     assert everything[0].id == made.id
     backwards = await api.call("evals.runs.list", eval_id=eval_id, limit=100, order="desc")

@@ -91,6 +91,8 @@ class Speaker:
             response.text if is_json else "",
         )
         self.heard.exchanges.append(exchange)
+        if exchange.status >= 400 and not _is_error(exchange.body):
+            self.heard.problems.append(f"{exchange.method} {path}: {exchange.status} is no error: {response.text:.200}")
         if not response.headers.get("x-request-id", "").startswith("req_"):
             self.heard.problems.append(f"{exchange.method} {path}: {exchange.status} without x-request-id")
 
@@ -221,6 +223,20 @@ _CLASSES = {
     404: "NotFoundError",
     413: "APIStatusError",
 }
+
+
+def _is_error(body: Any) -> bool:
+    """Whether a refusal has OpenAI's shape and nothing beside it."""
+    if (
+        not isinstance(body, dict)
+        or set(body) != {"error"}
+        or set(body["error"]) != {"message", "type", "param", "code"}
+    ):
+        return False
+    error = body["error"]
+    return all(isinstance(error[name], str) for name in ("message", "type")) and all(
+        isinstance(error[name], str | None) for name in ("param", "code")
+    )
 
 
 def methods_of(client: Any) -> dict[str, Callable[..., Any]]:

@@ -7,6 +7,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from tests.worker.test_train import TRAINING, make_job, run
+from worker.environment import fast_fp8
 from worker.fast import attention, cudnn, ops, reference
 from worker.fast.attention import Row
 from worker.protocol import Event, ExitCode
@@ -98,6 +99,35 @@ def test_merging(nested, rank):
     # The reference rounds the base weights to bfloat16 before the sum: half a step of 4 or less.
     torch.testing.assert_close(out, want, rtol=1e-2, atol=2e-2)
     assert torch.equal(out[:, 576:], want[:, 576:])
+
+
+@pytest.mark.parametrize("width", [64, 1536, 11008])
+def test_rows_in_eight_bits(width):
+    x = torch.randn(37, width + 64, dtype=torch.bfloat16)[:, :width]
+    (found, scale), (want, want_scale) = ops.quantize_rows(x), reference.quantize_rows(x)
+    torch.testing.assert_close(scale, want_scale)
+    assert (found.float() != want.float()).float().mean() < 0.001  # a quotient rounded the other way
+    torch.testing.assert_close(found.float() * scale, x.float(), rtol=0.07, atol=0.01)
+
+
+@pytest.mark.skipif(not fast_fp8(), reason="needs Hopper")
+def test_products_of_eight_bits():
+    x, w = torch.randn(1000, 4096, dtype=torch.bfloat16), torch.randn(768, 4096, dtype=torch.bfloat16)
+    quantized = *ops.quantize_rows(x), *ops.quantize_rows(w)
+    found, want = ops.scaled_mm(*quantized).float(), reference.scaled_mm(*quantized)
+    assert torch.linalg.norm(found - want) < 5e-3 * torch.linalg.norm(want)
+    assert torch.linalg.norm(found - x.float() @ w.float().t()) < 0.05 * torch.linalg.norm(want)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("width", [576, 4096])
+def test_adding_a_product(width, residual):
+    y, past = torch.randn(333, width, dtype=torch.bfloat16), torch.randn(333, width, dtype=torch.bfloat16)
+    left, right = torch.randn(333, 128, dtype=torch.bfloat16)[:, 64:], torch.randn(64, width, dtype=torch.bfloat16)
+    out = torch.empty(333, width + 64, dtype=torch.bfloat16)[:, :width]
+    found = ops.add_product(y, left, right.t(), past if residual else None, out)
+    want = reference.add_product(y, left, right.t(), past if residual else None, torch.empty_like(y))
+    torch.testing.assert_close(found, want, rtol=1e-2, atol=5e-2)
 
 
 @pytest.mark.skipif(not cudnn.available(torch.device("cuda:0")), reason="needs Hopper and nvidia-cudnn-frontend")

@@ -91,7 +91,8 @@ def test_codebleu_is_measured_on_the_way_and_changes_no_loss(plain: Run, watched
     assert sorted(scores) == [0, 2, 4, 6]
     assert all(0 <= score <= 1 for score in scores.values())
     assert watched.losses == plain.losses
-    assert watched.valid_losses == plain.valid_losses
+    assert {step: watched.valid_losses[step] for step in plain.valid_losses} == plain.valid_losses
+    assert sorted(watched.valid_losses) == [0, 2, 3, 4, 6], "CodeBLEU has a loss beside it"
     with (watched.out / "artifacts" / "step_metrics.csv").open() as file:
         rows = {int(row["step"]): row["codebleu"] for row in csv.DictReader(file)}
     assert {step: float(value) for step, value in rows.items() if value} == {
@@ -105,8 +106,11 @@ def test_codebleu_is_measured_on_the_way_and_changes_no_loss(plain: Run, watched
 
 def test_the_adapter_of_the_best_step_is_the_result(plain: Run, watched: Run, tmp_path: Path):
     assert_rises(plain)
-    assert (report(watched)["kept_step"], report(watched)["last_step"]) == (3, 6)
-    kept = "Keeping the adapter of step 3, whose validation loss"
+    losses = {step: loss for step, loss in watched.valid_losses.items() if step}
+    best = min(losses, key=lambda step: (losses[step], step))
+    assert best < 6
+    assert (report(watched)["kept_step"], report(watched)["last_step"]) == (best, 6)
+    kept = f"Keeping the adapter of step {best}, whose validation loss"
     assert any(message.startswith(kept) for message in messages(watched))
     assert (report(plain)["kept_step"], report(plain)["last_step"]) == (6, 6)
     kept, last = adapter(watched, tmp_path / "kept"), adapter(plain, tmp_path / "last")

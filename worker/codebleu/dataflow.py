@@ -90,34 +90,40 @@ class Flow:
     def _follow(self) -> None:
         """Do all that is to be done. Reading tokens stands here, not in a function: it is most of it."""
         todo, texts, stops, ruled = self._todo, self._texts, self._tree.stops, self._tree.ruled
-        state, read, kept, known = self._state, self._read, self._kept, self._language.names
+        state, before, read, kept = self._state, self._before, self._read, self._kept
+        known = self._language.names
         while todo:
+            if self._left < 0:
+                raise RefusedError(f"the dataflow of {self._what} takes more than {self._limits.steps:,} steps")
             what, number, end = todo.pop()
             if what != _RUN:
                 self._do(what, number)
                 continue
-            self._left -= end - number
             for stop in range(number, end):
                 name = texts[stop]
                 if name is None:
                     if stops[stop] >= 0:
                         continue  # a token that the package takes for none
                     after = ruled[-1 - stops[stop]][1]
-                    self._left += end - after
-                    todo.append((_RUN, after, end))
+                    if after < end:
+                        todo.append((_RUN, after, end))
                     self._enter(-1 - stops[stop])
+                    end = stop
                     break
                 value = state.get(name)
                 if value is None:
                     read[stop] |= _UNKNOWN
                     if stops[stop] in known:
-                        self._set(name, stop)
+                        if before:
+                            before[-1].setdefault(name, None)
+                        state[name] = stop
                 else:
                     read[stop] = _KNOWN
                     if value >= 0:
                         kept[value] = 1
                     else:
                         self._joined[-1 - value] = 1
+            self._left -= 1 + end - number
 
     def _do(self, what: int, number: int) -> None:
         if what == _GIVE:
@@ -132,11 +138,6 @@ class Flow:
             self._join()
         else:
             self._loops -= 1
-
-    def _spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
-            raise RefusedError(f"the dataflow of {self._what} takes more than {self._limits.steps:,} steps")
 
     def _set(self, name: str, value: int) -> None:
         if self._before:
@@ -158,7 +159,7 @@ class Flow:
                 self._turned.add(number)
                 self._todo += tasks
         self._todo += tasks
-        self._spend(len(tasks))
+        self._left -= len(tasks)
 
     def _what_to_do(self, kind: int, children: Sequence[Child], rule: Rule) -> list[_Task]:
         """What a rule says of a node; of a loop, for one turn."""
@@ -184,13 +185,12 @@ class Flow:
                 start = tasks.pop()[1]  # noqa: PLW2901 - the task is to begin where the one before begins
             if start < end:
                 tasks.append((_RUN, start, end))
-        self._spend(len(nodes))
         return tasks
 
     def _tokens_in(self, nodes: Sequence[Child]) -> list[int]:
         texts = self._texts
         found = [stop for _, _, start, end, _ in nodes for stop in range(start, end) if texts[stop] is not None]
-        self._spend(len(found))
+        self._left -= len(found)
         return found
 
     # -- assignments
@@ -216,6 +216,9 @@ class Flow:
 
     def _sides(self, kind: int, children: Sequence[Child], left: Side, right: Side) -> tuple[list[Child], list[Child]]:
         """A node's children on two sides; the package takes one of each."""
+        fields = self._language.fields
+        if len(children) == 2 and children[0][1] == fields.get(left) and children[1][1] == fields.get(right):
+            return [children[0]], [children[1]]  # nearly always
         lefts, rights = self._side(children, left), self._side(children, right)
         if self._package:
             is_clause = kind in self._language.ids(_CLAUSE)
@@ -234,18 +237,17 @@ class Flow:
             if len(lefts) != 1 or len(rights) != 1:
                 raise NoFlowError
             return self._pairs_of_package(lefts[0], rights[0])
-        items, values = self._items(lefts), self._items(rights)
+        items = self._items(lefts)
+        values = None if items is None else self._items(rights)
         if items is None or values is None or len(items) != len(values):
             return None
         return list(zip(items, values, strict=True))
 
     def _items(self, side: list[Child]) -> Sequence[Child] | None:
         """What stands on one side: several children, or the children of a list."""
-        if len(side) > 1:
-            return side
-        if side and self._language.roles[side[0][0]] == LIST:
-            return side[0][4] or ()
-        return None
+        if len(side) != 1:
+            return side or None
+        return side[0][4] or () if self._language.roles[side[0][0]] == LIST else None
 
     def _pairs_of_package(self, left: Child, right: Child) -> list[tuple[Child, Child]] | None:
         """The package pairs the children of whatever stands on both sides: ``self`` and ``y`` in ``self.x = y.z``.
@@ -277,7 +279,7 @@ class Flow:
         if takers:
             for token in givers:
                 self._kept[token] = 1
-        self._spend(len(takers) + len(givers))
+        self._left -= len(takers) + len(givers)
 
     # -- branches
 
@@ -301,7 +303,7 @@ class Flow:
                 del state[name]
             else:
                 state[name] = value
-        self._spend(len(before))
+        self._left -= len(before)
 
     def _join(self) -> None:
         """A name that some way has changed may hold what any of them left it with."""
@@ -319,7 +321,7 @@ class Flow:
                 self._joins.append(distinct)
                 self._joined.append(0)
             self._set(name, distinct[0] if len(distinct) == 1 else -len(self._joins))
-            self._spend(len(found))
+            self._left -= len(found)
 
     # -- loops
 

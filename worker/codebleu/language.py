@@ -54,7 +54,7 @@ class Loaded:
     roles: bytes
     rules: Mapping[int, Rule]
     names: frozenset[int]
-    fields: Mapping[str, int]
+    fields: Mapping[str | int, int]
     kinds: Mapping[str, frozenset[int]] = field(repr=False)
     _ids: dict[frozenset[str], frozenset[int]] = field(default_factory=dict, repr=False)
 
@@ -116,7 +116,10 @@ def loaded(table: Table) -> Loaded:
     ):
         for number in numbers:
             roles[number] = role
-    fields = {grammar.field_name_for_id(number) or "": number for number in range(1, grammar.field_count + 1)}
+    fields: dict[str | int, int] = {
+        grammar.field_name_for_id(number) or "": number
+        for number in range(1, grammar.field_count + 1)
+    }
     return Loaded(
         table,
         Parser(grammar),

@@ -5,9 +5,10 @@ matched, 0.1 matches are counted (method 1 of Chen and Cherry 2014), as there.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain, count, repeat
 
 ORDERS = 4
 #: Weight of a word that is no keyword; a keyword's is 1 (section 3.1 of the paper: five times).
@@ -47,12 +48,12 @@ def bleu(samples: Sequence[Matches]) -> float:
 class Words:
     """Numbers of words, and n-grams as numbers: quicker to count than tuples of words, and the same for equal ones."""
 
-    def __init__(self, *texts: Sequence[str]) -> None:
-        numbers: dict[str, int] = {}
-        put = numbers.setdefault
-        self._texts = [[put(word, len(numbers)) for word in text] for text in texts]
+    def __init__(self, keywords: Set[str], *texts: Sequence[str]) -> None:
+        numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        self._texts = [[numbers[word] for word in text] for text in texts]
         self._base = len(numbers)
-        self.words = list(numbers)
+        #: Of each word, by its number, whether it is a keyword.
+        self.marked = [word in keywords for word in numbers]
 
     def grams(self, text: int) -> list[list[int]]:
         """The n-grams of a text, for n = 1 to 4."""
@@ -65,8 +66,8 @@ class Words:
 
 def _common(ours: list[int], theirs: list[int]) -> dict[int, int]:
     """The n-grams of both, each as often as in the one that has it less often."""
-    count, most = Counter(ours), Counter(theirs)
-    return {gram: min(count[gram], most[gram]) for gram in count.keys() & most.keys()}
+    have, most = Counter(ours), Counter(theirs)
+    return {gram: min(have[gram], most[gram]) for gram in have.keys() & most.keys()}
 
 
 def _matches(ours: list[int], theirs: list[int]) -> int:
@@ -75,24 +76,32 @@ def _matches(ours: list[int], theirs: list[int]) -> int:
     once = len(one & other)
     if len(one) == len(ours) or len(other) == len(theirs):  # no n-gram twice: often so from three words on
         return once
-    count, most = Counter(ours), Counter(theirs)
-    return once + sum([min(n, most[gram]) - 1 for gram, n in count.items() if n > 1 and gram in most])
+    again, most = _again(ours), _again(theirs)
+    return once + sum([min(number, most[gram]) for gram, number in again.items() if gram in most])
 
 
-def _weigh(counts: Iterable[tuple[int, int]], words: Sequence[str], keywords: Set[str]) -> float:
-    """The sum of words' weights; a sum of whole numbers first, so that it does not depend on their order."""
-    marked = plain = 0
-    for word, count in counts:
-        if words[word] in keywords:
-            marked += count
-        else:
-            plain += count
-    return marked + PLAIN_WEIGHT * plain
+def _again(grams: list[int]) -> Counter[int]:
+    """How often each n-gram is there after its first time."""
+    seen: set[int] = set()
+    add = seen.add
+    return Counter([gram for gram in grams if gram in seen or add(gram)])
+
+
+def _weigh(words: Iterable[int], marked: Sequence[bool]) -> float:
+    """The sum of words' weights; of whole numbers first, so that it does not depend on their order."""
+    flags = [marked[word] for word in words]
+    keywords = sum(flags)
+    return keywords + PLAIN_WEIGHT * (len(flags) - keywords)
+
+
+def _repeated(counts: Mapping[int, int]) -> Iterable[int]:
+    """Each word as often as it is counted."""
+    return chain.from_iterable(map(repeat, counts.keys(), counts.values()))
 
 
 def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[str]) -> tuple[Matches, Matches]:
     """The plain and the weighted counts of a candidate against one reference."""
-    words = Words(candidate, reference)
+    words = Words(keywords, candidate, reference)
     got, want = words.grams(0), words.grams(1)
     first = _common(got[0], want[0])
     matched = [sum(first.values()), *(_matches(got[n], want[n]) for n in range(1, ORDERS))]
@@ -100,8 +109,7 @@ def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[st
     orders = min(ORDERS, max(1, len(candidate), len(reference)))
     lengths = len(candidate), len(reference)
     plain = Matches(tuple(matched), tuple(total), *lengths, orders)
-    weight = _weigh(first.items(), words.words, keywords)
-    of = _weigh(Counter(got[0]).items(), words.words, keywords)
+    weight, of = _weigh(_repeated(first), words.marked), _weigh(got[0], words.marked)
     return plain, Matches((weight, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
 
 
@@ -113,7 +121,7 @@ def compare_as_package(
     Its weighted part is a recall: it divides by the reference's n-grams. And it takes each reference for one of two
     words when it looks for the one whose length is closest, so that no candidate of three words or more is too short.
     """
-    words = Words(candidate, *references)
+    words = Words(keywords, candidate, *references)
     got, wants = words.grams(0), [words.grams(number) for number in range(1, len(references) + 1)]
     matched, recalled, to_recall = [], [], []
     for n in range(ORDERS):
@@ -123,10 +131,10 @@ def compare_as_package(
         else:
             commons = [_common(got[n], want[n]) for want in wants]
             matched.append(_most(commons))
-            weights = [_weigh(common.items(), words.words, keywords) for common in commons] if not n else None
+            weights = [_weigh(_repeated(common), words.marked) for common in commons] if not n else None
             recalled.append(math.fsum(weights or (sum(common.values()) for common in commons)))
         to_recall.append(float(sum(max(1, len(want[n])) for want in wants)))
-    to_recall[0] = math.fsum(max(1.0, _weigh(Counter(want[0]).items(), words.words, keywords)) for want in wants)
+    to_recall[0] = math.fsum(max(1.0, _weigh(want[0], words.marked)) for want in wants)
     total = tuple(max(1, len(candidate) - n) for n in range(ORDERS))
     closest = min((abs(len(reference) - len(candidate)), len(reference)) for reference in references)[1]
     plain = Matches(tuple(matched), total, len(candidate), closest)

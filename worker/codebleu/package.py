@@ -167,8 +167,9 @@ def token_texts(text: str, source: bytes, tree: Reading, language: Loaded) -> li
     cut = _cutter(text, source)
     texts: list[str | None] = []
     for kind, span in zip(tree.stops, tree.spans, strict=True):
-        found = None if span is None else cut(*span)
-        texts.append(None if found == ("ERROR" if kind == ERROR else kind_names[kind]) else found)
+        found = cut(*span) if span is not None else None
+        is_name = found is not None and found != ("ERROR" if kind == ERROR else kind_names[kind])
+        texts.append(found if is_name else None)
     return texts
 
 

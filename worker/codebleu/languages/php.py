@@ -21,6 +21,7 @@ PHP = Table(
     names=frozenset({"variable_name"}),
     # A variable is two leaves, the sign and the name; only as a whole is it told from a function's name.
     strings=frozenset({"string", "encapsed_string", "heredoc", "nowdoc", "variable_name"}),
+    comments=frozenset({"comment", "php_tag"}),
     opening="<?php ",
     rules={
         "simple_parameter": _PARAMETER,

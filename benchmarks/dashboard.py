@@ -179,8 +179,8 @@ def measure(settings: Settings, key: str, pages: dict[str, str]) -> dict[str, li
     with served(create_app(settings)) as url, httpx2.Client(base_url=url, timeout=60) as client:
         assert client.post("/sign-in", data={"key": key}, headers={"Origin": url}).status_code == 303
         for turn in range(TIMES + 2):
-            for name in pages:
-                took = ask(client, pages[name]) if name != LONG_CURVE else None
+            for name, path in pages.items():
+                took = ask(client, path) if name != LONG_CURVE else None
                 if took is not None and turn >= 2:  # the first two fill caches
                     found[name].append(took)
         found[LONG_CURVE] = [ask(client, pages[LONG_CURVE]) for _ in range(TIMES)]

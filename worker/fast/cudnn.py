@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 #: What a plan's samples, longest sample and tokens are rounded up to.
-_SAMPLES, _LONGEST, _TOKENS = 16, 128, 4096
+_SAMPLES, _LONGEST, _TOKENS = 32, 512, 8192
 #: Names of a plan's tensors.
 _Q, _K, _V, _O, _STATS, _LENGTHS, _AT_QKV, _AT_O, _AT_STATS, _GRAD, _DQ, _DK, _DV = range(1, 14)
 

@@ -53,7 +53,7 @@ class FastModel:
         base = model.get_base_model()
         self._backbone: Any = base.model
         self._head: Tensor = base.lm_head.weight
-        weights = Fp8Weights() if fp8 else Weights(resident=resident, merged=self._head.is_cuda)
+        weights = Fp8Weights() if fp8 else Weights(resident=resident)
         window = getattr(base.config, "sliding_window", None)
         if getattr(base.config, "use_sliding_window", True) is False:
             window = None

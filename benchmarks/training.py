@@ -144,7 +144,8 @@ def train_ours(args: argparse.Namespace, job: Any, kept: Any, name: str) -> tupl
     (folder / "input.json").write_text(job.model_dump_json())
     log, original = Log(), ProgressCallback.on_log
     listen(log)
-    torch.cuda.reset_peak_memory_stats()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with (folder / "lines.jsonl").open("w") as stream:
         code = train.run(folder / "input.json", folder / "out", LineWriter(stream), StopRequest(), kept)
     ProgressCallback.on_log = original  # type: ignore[method-assign]
@@ -269,17 +270,18 @@ def measure_peer(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def run_gate(args: argparse.Namespace) -> dict[str, Any]:
-    """Losses of each way over 50 steps against eager float32's, and of an epoch in 8 and 16 bits."""
+    """Losses of each way over some steps against eager float32's, and of an epoch in 8 and 16 bits."""
     from worker.warm import Kept
 
     kept, runs = Kept(), {}
     always = [
-        "hyperparameters.batch_size=32",
+        f"hyperparameters.batch_size={args.batch}",
         "hone.training.learning_rate=0.001",
         "hone.training.warmup_steps=1",
         "hone.training.save_steps=100000",
+        *args.set,
     ]
-    short = [*always, "hone.training.max_steps=50", "hone.training.eval_steps=50"]
+    short = [*always, f"hone.training.max_steps={args.steps}", f"hone.training.eval_steps={args.steps}"]
     jobs = [(name, options, short) for name, options in GATE.items()]
     if args.epoch:
         whole = [*always, "hone.training.eval_steps=40"]
@@ -390,6 +392,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("/tmp/llama7b"))
     parser.add_argument("--only", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--gate", action="store_true")
+    parser.add_argument("--steps", type=int, default=50, help="with --gate")
+    parser.add_argument("--batch", type=int, default=32, help="with --gate: samples a step")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=JSON", help="with --gate: more options")
     parser.add_argument("--epoch", action="store_true", help="with --gate: also an epoch in 8 and in 16 bits")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -15,15 +15,15 @@ from core.memory import Device, KeepCounts, Memory, Setup, predict
 from core.shape import ModelShape
 from core.specs import Auto, FineTuneSpec, Precision, QuantizationSpec
 
-#: Tokens a pass that are tried, the largest first. On an H100 with Llama-2-7B's shape, 3,328 tokens a pass train 16.1
-#: thousand tokens a second, 8,192 18.4, 16,384 19.2; a processor's caches want fewer.
+#: Tokens a pass that are tried, the largest first. On an H100 with Llama-2-7B's shape, 3,328 tokens a pass train 17
+#: thousand tokens a second, 8,192 19.2, 16,384 20.4; a processor's caches want fewer.
 _PASSES: dict[Device, tuple[int, ...]] = {
     "cuda": (16_384, 12_288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 512, 256, 128, 64),
     "cpu": (512, 256, 128, 64),
 }
 #: What a pass costs beside its tokens, in tokens: launches, and dequantizing every weight twice. From the
-#: figures above: 42 ms at 20 tokens a ms; with the base resident, 19 ms.
-_PASS_COST: dict[Device, tuple[int, int]] = {"cuda": (850, 370), "cpu": (40, 5)}
+#: figures above: 41 ms at 21.5 tokens a ms; the base resident saves some 9 ms.
+_PASS_COST: dict[Device, tuple[int, int]] = {"cuda": (880, 690), "cpu": (40, 5)}
 #: A processor's memory is other programs' as well: the plan takes this share of it. A GPU's is the worker's alone.
 _SHARE: dict[Device, float] = {"cuda": 1.0, "cpu": 0.75}
 #: Backward and forward of a frozen linear layer cost the same, so computing it once more adds half.

@@ -11,7 +11,8 @@ Auto = Literal["auto"]
 PromptTemplate = Literal["chat", "llama2", "alpaca", "none"]
 Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
-Language = Literal["python"]
+Language = Literal["c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"]
+ScorerName = Literal["hone", "package"]
 StringOperation = Literal["eq", "ne", "like", "ilike"]
 SimilarityMetric = Literal[
     "fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
@@ -80,6 +81,9 @@ class TrainingSpec(Spec):
         True,
         description="Train by Hone's own blocks where they cover the model (decision 0008); same loss, faster.",
     )
+    gpus: int = Field(
+        1, ge=1, le=16, description="GPUs of one machine that share each step's samples; same loss, sooner."
+    )
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Stop after this many optimizer steps.")
     eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
         "auto", description="Validation every N steps. Auto: 10 times."
@@ -110,12 +114,14 @@ class EvaluationDuringTrainingSpec(Spec):
     """CodeBLEU while training, which checkpoint becomes the model, and when to stop early."""
 
     codebleu_steps: Literal["off"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        "off", description="CodeBLEU of answers to validation prompts every N steps. Off: generating takes time."
+        "off",
+        description="CodeBLEU of validation answers, and their loss, every N steps. Off: generating takes time.",
     )
     codebleu_samples: int = Field(
         32, ge=1, le=1000, description="How many validation samples are answered: the first ones, always the same."
     )
     codebleu_max_tokens: int = Field(256, ge=1, le=4096, description="Longest of these answers, in tokens.")
+    codebleu_lang: Language = Field("python", description="What the answers are written in.")
     keep: Literal["last", "best_valid_loss", "best_codebleu"] = Field(
         "last", description="The step whose adapter is the result. Last: one epoch seldom overfits."
     )
@@ -124,6 +130,13 @@ class EvaluationDuringTrainingSpec(Spec):
         description="Stop when this has not improved for `patience` evaluations. Off: all steps are done.",
     )
     patience: int = Field(3, ge=1, le=1000, description="Evaluations in a row without improvement before it stops.")
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The option that needs validation data, or None."""
+        if self.codebleu_steps != "off":
+            return "codebleu_steps"
+        return "keep" if self.keep != "last" else "early_stopping" if self.early_stopping != "off" else None
 
     @model_validator(mode="after")
     def _codebleu_is_measured(self) -> "EvaluationDuringTrainingSpec":
@@ -171,6 +184,9 @@ class CodeBleuCriterion(Spec):
     input: str = Field(description="Template of the candidate, such as {{sample.output_text}}.")
     reference: str = Field(description="Template of the reference, such as {{item.completion}}.")
     lang: Language = "python"
+    scorer: ScorerName = Field(
+        "hone", description="Hone's own scorer, or the package `codebleu` 0.7.0, which knows Python only here."
+    )
     weights: tuple[float, float, float, float] = Field(
         (0.25, 0.25, 0.25, 0.25), description="Of n-gram, weighted n-gram, syntax and dataflow match; they sum to 1."
     )
@@ -180,6 +196,12 @@ class CodeBleuCriterion(Spec):
     def _weights_sum_to_one(self) -> "CodeBleuCriterion":
         if any(weight < 0 for weight in self.weights) or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError("weights must be four numbers of at least 0 that sum to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _package_knows_the_language(self) -> "CodeBleuCriterion":
+        if self.scorer == "package" and self.lang != "python":
+            raise ValueError("the scorer 'package' is there for the lang 'python' only; leave scorer out")
         return self
 
 

@@ -48,7 +48,8 @@ def grade(scorer: Scorer, criterion: Criterion, item: Item, answer: Answer | Non
     exact = text.strip() == reference.strip()
     match criterion:
         case CodeBleuCriterion():
-            found = scorer.score(text, reference, lang=criterion.lang, weights=criterion.weights)
+            how: dict[str, Any] = {"lang": criterion.lang, "weights": criterion.weights, "scorer": criterion.scorer}
+            found = scorer.score(text, reference, **how)
             return Grade(found.codebleu, found.passes(criterion.pass_threshold), exact, found, found.reason)
         case StringCheckCriterion():
             passed = check_string(criterion.operation, text, reference)
@@ -160,9 +161,11 @@ class Grading:
             scores,
             pass_threshold=criterion.pass_threshold,
             truncated=cut,
-            package_corpus=scorer.package_corpus(sound, lang=criterion.lang, weights=criterion.weights),
+            package_corpus=scorer.package_corpus(
+                sound, lang=criterion.lang, weights=criterion.weights, scorer=criterion.scorer
+            ),
         )
-        return Judged(criterion, grades, figures, scorer.metric)
+        return Judged(criterion, grades, figures, scorer.metric(criterion.scorer))
 
 
 def _text_figures(criterion: StringCheckCriterion | TextSimilarityCriterion, grades: Sequence[Grade]) -> dict[str, Any]:

@@ -57,10 +57,19 @@ def base_of(source: Path) -> str:
     )
 
 
+def gpus_of(source: Path) -> int:
+    """GPUs that a training job asks for."""
+    return TrainingInput.model_validate_json(source.read_bytes()).spec.hone.training.gpus
+
+
 class Running(Protocol):
     """A job in a process: a ``Child`` of its own, or its turn in the warm one."""
 
     pid: int
+
+    @property
+    def lines_told(self) -> int:
+        """See ``Child.lines_told``."""
 
     def take(self) -> list[bytes] | None:
         """See ``Child.take``."""
@@ -97,6 +106,11 @@ class Turn:
             self._child.spare()
             lines.pop()
         return lines or None
+
+    @property
+    def lines_told(self) -> int:
+        """As ``Child.lines_told``: whoever looks compares with an earlier look."""
+        return self._child.lines_told
 
     @property
     def ended_well(self) -> bool:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from core.errors import TrainingError
 from worker.environment import peak_memory
 from worker.protocol import LineWriter, Saved, Step
+from worker.ranks import ALONE, Ranks
 
 #: Trainer's names for what ``models.tables.StepMetric`` holds.
 _TRAIN_NAMES = {
@@ -21,7 +22,11 @@ _TRAIN_NAMES = {
     "grad_norm": "grad_norm",
     "epoch": "epoch",
 }
-_VALID_NAMES = {"eval_loss": "valid_loss", "eval_mean_token_accuracy": "valid_mean_token_accuracy"}
+_VALID_NAMES = {
+    "eval_loss": "valid_loss",
+    "eval_mean_token_accuracy": "valid_mean_token_accuracy",
+    "eval_codebleu": "codebleu",
+}
 
 
 class StopRequest:
@@ -43,12 +48,13 @@ class StopRequest:
 class StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Ends training at the end of a step, with a checkpoint, once a stop was requested."""
 
-    def __init__(self, stop: StopRequest) -> None:
+    def __init__(self, stop: StopRequest, ranks: Ranks = ALONE) -> None:
         self._stop = stop
+        self._ranks = ranks
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop."""
-        if self._stop.asked:
+        """Save and stop, all ranks after the same step."""
+        if self._ranks.any(self._stop.asked):
             control.should_save = True
             control.should_training_stop = True
 

@@ -16,7 +16,7 @@ from worker.scoring import PART_NAMES
 from worker.statistics import Values
 
 #: What a criterion's entry repeats of the criterion.
-_SHOWN = {"name", "type", "lang", "weights", "pass_threshold", "operation", "evaluation_metric"}
+_SHOWN = {"name", "type", "lang", "scorer", "weights", "pass_threshold", "operation", "evaluation_metric"}
 
 
 @dataclass(frozen=True)

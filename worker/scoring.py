@@ -1,10 +1,9 @@
-"""CodeBLEU (arXiv 2009.10297) of generated code, by the package ``codebleu`` in a process with limits.
+"""CodeBLEU (arXiv 2009.10297) of generated code, in a process with limits: by ``worker.codebleu``, or by the package.
 
-A score is never one that only looks earned. The package gives an empty or unrelated answer 0.25, because it takes a
-dataflow match of 0 for 1; here a sample's headline is the weighted sum of its parts as they are:
+A score is never one that only looks earned (docs/decisions/0016). A sample's headline is the weighted sum of its parts:
 
 - ``empty`` (no code, or only comments), ``unparsable`` (a syntax error) and ``refused`` (over a limit) score 0 in every
-  part; what the package says of them stays in ``raw``;
+  part; what the package says of them, where it is the scorer, stays in ``raw``;
 - a reference without dataflow has nothing to match: the part is None and the other weights are scaled up to a sum of 1.
 """
 
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from core.errors import TrainingError
+from core.specs import ScorerName
 from worker import pulse
 
 Parse = Literal["ok", "empty", "unparsable", "refused"]
@@ -30,7 +30,8 @@ Pair = tuple[str, str]
 
 #: The order of the weights.
 PART_NAMES = ("ngram", "weighted_ngram", "syntax", "dataflow")
-#: Bytes of one text. The longest of 9,137 functions of the standard library has 13,000.
+#: Bytes of one text that the package is given. The longest of 9,137 functions of the standard library has 13,000. Our
+#: own scorer has limits of its own, which are wider.
 MOST_BYTES = 20_000
 #: Brackets open at once; 8 at most in those functions.
 MOST_BRACKETS = 100
@@ -47,7 +48,7 @@ class PairScore:
     """One answer against its reference. ``parse`` tells of the answer; scores are 0 to 1.
 
     ``reason`` says why a pair was refused, or that the reference does not parse. ``raw``: the package's five figures at
-    equal weights, None where it was not asked.
+    equal weights, None where it is not the scorer or was not asked.
     """
 
     codebleu: float
@@ -110,9 +111,9 @@ class Scorer:
     def __init__(self, *, cpu_seconds: float = CPU_SECONDS) -> None:
         self._cpu_seconds = cpu_seconds
         self._child: subprocess.Popen[str] | None = None
-        #: Processor seconds of the pairs so far: what the package will about need for the same pairs as a corpus.
+        #: Processor seconds of the pairs so far: what the same pairs will about need as a corpus.
         self._spent = 0.0
-        self.metric = ""
+        self._metrics: dict[str, str] = {}
 
     def __enter__(self) -> "Scorer":
         self._running()
@@ -128,25 +129,37 @@ class Scorer:
             child.kill()
             child.communicate()
 
-    def score(self, candidate: str, reference: str, *, lang: str, weights: Weights) -> PairScore:
+    def metric(self, scorer: ScorerName = "hone") -> str:
+        """Name and version of what a scorer's figures are."""
+        self._running()
+        return self._metrics[scorer]
+
+    def score(
+        self, candidate: str, reference: str, *, lang: str, weights: Weights, scorer: ScorerName = "hone"
+    ) -> PairScore:
         """Score one pair; whatever the texts are, the result is a score or a named reason."""
         pulse.beat()
-        reason = refusal(reference, "the reference") or refusal(candidate, "the answer")
-        if reason:
-            return _zero("refused", reason=reason)
-        found = self._ask(
-            {"op": "pair", "candidate": candidate, "reference": reference, "lang": lang}, self._cpu_seconds
-        )
+        if scorer == "package":
+            reason = refusal(reference, "the reference") or refusal(candidate, "the answer")
+            if reason:
+                return _zero("refused", reason=reason)
+        request = {"op": "pair", "candidate": candidate, "reference": reference, "lang": lang, "weights": weights}
+        found = self._ask(request | {"scorer": scorer}, self._cpu_seconds)
         if isinstance(found, str):
             return _zero("refused", reason=found)
         self._spent += found["seconds"]
-        return _pair_score(found, weights)
+        return PairScore(**found["score"]) if scorer == "hone" else _pair_score(found, weights)
 
-    def package_corpus(self, pairs: Sequence[Pair], *, lang: str, weights: Weights) -> dict[str, float] | None:
-        """The package's own corpus score over pairs that were scored "ok"; None for none, or where it fails."""
-        if not pairs:
+    def package_corpus(
+        self, pairs: Sequence[Pair], *, lang: str, weights: Weights, scorer: ScorerName = "hone"
+    ) -> dict[str, float] | None:
+        """The package's corpus score over pairs that were scored "ok", for comparison with published ones.
+
+        Our own scorer knows it for Python. None for no pairs, in other languages, and where the package fails.
+        """
+        if not pairs or (scorer == "hone" and lang != "python"):
             return None
-        request = {"op": "corpus", "pairs": list(pairs), "lang": lang, "weights": weights}
+        request = {"op": "corpus", "pairs": list(pairs), "lang": lang, "weights": weights, "scorer": scorer}
         found = self._ask(request, self._cpu_seconds + 2 * self._spent)
         return None if isinstance(found, str) else found["raw"]
 
@@ -180,12 +193,12 @@ class Scorer:
     def _running(self) -> "subprocess.Popen[str]":
         if self._child is None or self._child.poll() is not None:
             self.close()
-            self._child, self.metric = _start()
+            self._child, self._metrics = _start()
         return self._child
 
 
-def _start() -> tuple["subprocess.Popen[str]", str]:
-    """A child that is ready, and its metric's name. Raises TrainingError when it can't start."""
+def _start() -> tuple["subprocess.Popen[str]", dict[str, str]]:
+    """A child that is ready, and its metrics' names by scorer. Raises TrainingError when it can't start."""
     root = str(Path(__file__).resolve().parents[1])
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -200,11 +213,11 @@ def _start() -> tuple["subprocess.Popen[str]", str]:
     hello = _exchange(child, None)
     if not hello:
         raise TrainingError(
-            f"The scorer ended as it started (exit code {child.wait()}). Install codebleu, tree-sitter and "
-            "tree-sitter-python as requirements.lock lists them.",
+            f"The scorer ended as it started (exit code {child.wait()}). Install tree-sitter and the "
+            "tree-sitter-… grammars as requirements.lock lists them.",
             code="scorer_unavailable",
         )
-    return child, json.loads(hello)["metric"]
+    return child, json.loads(hello)["metrics"]
 
 
 def _exchange(child: "subprocess.Popen[str]", line: str | None) -> str:
@@ -248,10 +261,11 @@ def _pair_score(found: dict[str, Any], weights: Weights) -> PairScore:
     return PairScore(score, raw["ngram"], raw["weighted_ngram"], raw["syntax"], parts["dataflow"], "ok", reason, raw)
 
 
-def score_pairs(pairs: Sequence[Pair], *, lang: str, weights: Weights) -> list[PairScore]:
+def score_pairs(pairs: Sequence[Pair], *, lang: str, weights: Weights, scorer: ScorerName = "hone") -> list[PairScore]:
     """Score (candidate, reference) pairs, in order."""
-    with Scorer() as scorer:
-        return [scorer.score(candidate, reference, lang=lang, weights=weights) for candidate, reference in pairs]
+    how: dict[str, Any] = {"lang": lang, "weights": weights, "scorer": scorer}
+    with Scorer() as child:
+        return [child.score(candidate, reference, **how) for candidate, reference in pairs]
 
 
 def corpus(

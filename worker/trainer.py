@@ -21,6 +21,7 @@ from worker.environment import device, random_state, seed_everything, set_random
 from worker.fast.model import FastModel
 from worker.late import Figures, Mark, to_host
 from worker.passes import Collate, StepCollator
+from worker.ranks import ALONE, Ranks
 from worker.running_plan import RunningPlan
 from worker.sequences import IGNORED, collate
 
@@ -47,7 +48,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int)
 def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> SFTConfig:
     """The trainer's arguments from a job's settings; whatever is not set here is TRL's default."""
     training = spec.hone.training
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(out),
         seed=spec.seed,
         num_train_epochs=resolved.n_epochs,
@@ -84,6 +85,9 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         report_to="none",
         disable_tqdm=True,
     )
+    config.device  # noqa: B018 - asks for the devices; Trainer would spread a batch over all GPUs that it sees
+    config._n_gpu = 1
+    return config
 
 
 class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
@@ -100,6 +104,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         callbacks: list[TrainerCallback],
         plan: RunningPlan,
         make_fast: Callable[[], FastModel | None],
+        ranks: Ranks = ALONE,
     ) -> None:
         # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
         masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -114,15 +119,18 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
+        #: Called with a checkpoint's folder before it is sealed, to put more into it.
+        self.before_seal: list[Callable[[Path], None]] = []
         self._make_fast = make_fast
         self._fast = make_fast()
         self._plan = plan
         flatten: Collate = collate if self._fast is not None else self.data_collator  # type: ignore[has-type]
-        self._collator = StepCollator(flatten, plan.limit)
+        self._ranks = ranks
+        self._collator = StepCollator(flatten, plan.limit, ranks.mine)
         self.data_collator = self._collator
         self._late: deque[Figures] = deque()
         self._hits: list[Tensor] = []
-        self._trained = 0
+        self._trained: int | Tensor = 0
         self._mark = Mark(self.args.device)
 
     # --- A step -------------------------------------------------------------------------------------------------------
@@ -137,26 +145,39 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         passes = self._collator.passes(rows) if fetched_before else inputs["passes"]
         state = random_state()
         while True:
+            losses, failed = [torch.zeros((), device=self.args.device)], False
             try:
-                losses = [super(QLoraTrainer, self).training_step(model, one, num_items_in_batch) for one in passes]
+                losses += [super(QLoraTrainer, self).training_step(model, one, num_items_in_batch) for one in passes]
             except torch.OutOfMemoryError:
-                sizes = [one["input_ids"].numel() for one in passes]
-            else:
-                self._plan.saw(passes)
-                return torch.stack(losses).sum()
+                failed = True
             # Out of the except block, whose traceback holds the pass's tensors.
-            self._step_down(sizes, max(len(row["input_ids"]) for row in rows))
+            if not self._ranks.any(failed):
+                self._plan.saw(passes)
+                return self._join(torch.stack(losses).sum())
+            sizes = [one["input_ids"].numel() for one in passes]
+            self._step_down(*self._ranks.largest([max(sizes, default=0), max(len(row["input_ids"]) for row in rows)]))
             set_random_state(state)
             passes = self._collator.passes(rows)
 
-    def _step_down(self, sizes: list[int], longest: int) -> None:
+    def _join(self, loss: Tensor) -> Tensor:
+        """The step's loss over all ranks; gradients and hits become all ranks' as well."""
+        if self._ranks.size == 1:
+            return loss
+        self._ranks.sum_gradients(self.model.parameters())
+        hits = torch.stack(self._hits).sum() if self._hits else torch.zeros_like(loss)
+        figures = self._ranks.sum(torch.stack([loss, hits.float(), loss.new_tensor(float(self._trained))]))
+        if self._fast is not None:
+            self._hits, self._trained = [figures[1]], figures[2]
+        return figures[0]
+
+    def _step_down(self, largest: int, longest: int) -> None:
         self.model.zero_grad(set_to_none=True)
         self._hits, self._trained = [], 0
         self._metrics["train"].clear()
         self._fast = None
         gc.collect()
         torch.cuda.empty_cache()
-        self._plan.step_down(sizes, longest)
+        self._plan.step_down(largest, longest)
         self._fast = self._make_fast()
         if self._fast is None and self._plan.resolved.gradient_checkpointing:
             self.model.enable_input_require_grads()
@@ -269,6 +290,8 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             tokens += count
         self._trained = 0
         self._metrics["eval"].clear()
+        loss, correct, count_of_all = self._ranks.sum(torch.stack([loss, correct, loss.new_tensor(float(tokens))]))
+        tokens = int(count_of_all)
         metrics = {
             f"{metric_key_prefix}_loss": float(loss) / tokens,
             f"{metric_key_prefix}_mean_token_accuracy": float(correct) / tokens,
@@ -279,6 +302,10 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
+        if self._ranks.rank:
+            return
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        for save in self.before_seal:
+            save(folder)
         write_manifest(folder, {"step": self.state.global_step})

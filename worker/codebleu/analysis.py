@@ -1,5 +1,6 @@
 """What one text is, before it is compared: its words, its subtrees and its dataflow."""
 
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -7,20 +8,17 @@ from typing import Literal
 from tree_sitter import Tree
 
 from . import package
-from .dataflow import Flow, NoFlowError, anonymous
-from .language import Loaded
+from .dataflow import Flow, Key, NoFlowError, anonymous
+from .language import COMMENT, Loaded
 from .limits import Limits, encoded
-from .tree import Flat, Numbers, flatten
+from .tree import Numbers, Reading, read
 
 State = Literal["ok", "empty", "unparsable"]
 
-
-class Shared:
-    """Numbers that two texts have in common when they are the same: of subtrees, and of lists of sources."""
-
-    def __init__(self) -> None:
-        self.subtrees: Numbers = {}
-        self.sources: dict[tuple[int, ...], int] = {}
+#: Characters of references whose analyses are kept, in all: some 8,000 functions, which take about 100 MB.
+_KEPT = 4_000_000
+#: Subtrees and lists of sources that are numbered before numbering starts anew, with nothing kept: about 200 MB.
+_NUMBERED = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,66 +29,102 @@ class Analysis:
     words: list[str]
     #: How often each subtree, and each edge of the dataflow, is in it.
     subtrees: Counter[int]
-    edges: Counter[tuple[int, str, int]]
+    edges: Counter[Key]
+    #: As the package reads it: what it leaves of the text.
+    code: str
 
 
-def analyse(text: str, language: Loaded, limits: Limits, shared: Shared, what: str) -> Analysis:
-    """A text by our own rules. Raises RefusedError; ``what`` names the text in it."""
-    source = encoded(text, limits, what)
-    opening = language.table.opening
-    if opening and opening.strip() not in text:
-        source = opening.encode() + source
-    tree = language.parser.parse(source)
-    flat = flatten(tree, source, language, shared.subtrees, limits, what, code_only=True)
-    names = _token_names(source, flat, language)
-    edges = Flow(flat, names, language, limits, what, package=False).edges()
-    state: State = "unparsable" if flat.has_error else "ok"
-    if not _has_code(tree, language):
-        state = "empty"
-    return Analysis(state, text.split(), Counter(flat.subtrees), anonymous(edges, shared.sources))
+class Reader:
+    """Analyses texts of one language by one set of numbers, so that its analyses can be compared with each other.
+
+    References are kept: an evaluation holds the answers of several models to the same ones. For one thread.
+    """
+
+    def __init__(self, language: Loaded, limits: Limits, *, as_package: bool) -> None:
+        self.language, self._limits, self._as_package = language, limits, as_package
+        self._subtrees: Numbers = {}
+        self._sources: dict[tuple[int, ...], int] = {}
+        self._kept: dict[str, Analysis] = {}
+        self._room = _KEPT
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time for a new one."""
+        return len(self._subtrees) + len(self._sources) > _NUMBERED
+
+    def reference(self, text: str) -> Analysis:
+        """A reference's analysis, kept or made. Raises RefusedError."""
+        found = self._kept.get(text)
+        if found is None:
+            found = self.read(text, "the reference")
+            self._kept[text] = found
+            self._room -= len(text)
+            while self._room < 0:  # the oldest goes first
+                oldest = next(iter(self._kept))
+                del self._kept[oldest]
+                self._room += len(oldest)
+        return found
+
+    def read(self, text: str, what: str = "the answer") -> Analysis:
+        """A text's analysis. Raises RefusedError; ``what`` names the text in it."""
+        return self._read_as_package(text, what) if self._as_package else self._read(text, what)
+
+    def _read(self, text: str, what: str) -> Analysis:
+        language, code = self.language, text
+        opening = language.table.opening
+        if opening and opening.strip() not in text:
+            code = opening + text
+        source = encoded(code, self._limits, what)
+        tree = language.parser.parse(source)
+        reading = read(tree, source, language, self._subtrees, self._limits, what, code_only=True)
+        flow = Flow(reading, _texts(code, source, reading), language, self._limits, what, package=False)
+        edges = anonymous(flow.edges(), self._sources)
+        return Analysis(_state(tree, language), text.split(), Counter(reading.subtrees), edges, code)
+
+    def _read_as_package(self, text: str, what: str) -> Analysis:
+        """A text as the package ``codebleu`` 0.7.0 reads it."""
+        language, limits = self.language, self._limits
+        encoded(text, limits, what)
+        code = package.code_of(text)
+        tree = language.parser.parse(code.encode())
+        if tree.root_node.has_error and (slow := package.code_by_tokenize(text)) != code:
+            code = slow
+            tree = language.parser.parse(code.encode())
+        source = code.encode()
+        # Where it cuts in the wrong place, what it cuts out for a sign is none.
+        signs_too = not code.isascii()
+        reading = read(tree, source, language, self._subtrees, limits, what, code_only=False, signs_too=signs_too)
+        texts = package.token_texts(code, source, reading, language)
+        try:
+            edges = anonymous(Flow(reading, texts, language, limits, what, package=True).edges(), self._sources)
+        except NoFlowError:
+            edges = Counter()
+        return Analysis(_state(tree, language), text.split(), Counter(reading.subtrees), edges, code)
 
 
-def _has_code(tree: Tree, language: Loaded) -> bool:
-    """Whether there is anything but comments."""
-    return any(child.kind_id not in language.comments for child in tree.root_node.children)
+_readers = threading.local()
 
 
-def _token_names(source: bytes, tree: Flat, language: Loaded) -> list[str | None]:
-    """Each node's token: the text of a named leaf, or of a whole string."""
-    names: list[str | None] = [None] * len(tree.kinds)
-    named, strings, last, starts, ends = language.named, language.strings, tree.last, tree.starts, tree.ends
-    until = 0  # where a string ends
-    for node, kind in enumerate(tree.kinds):
-        if last[node] > node + 1 and kind not in strings:
-            continue
-        if node < until or kind >= len(named) or not named[kind]:
-            continue
-        until = last[node]
-        if ends[node] > starts[node]:
-            names[node] = source[starts[node] : ends[node]].decode()
-    return names
+def reader(language: Loaded, limits: Limits, *, as_package: bool) -> Reader:
+    """This thread's reader. What it has kept changes no score, only how soon it is there."""
+    found: dict[tuple[str, Limits, bool], Reader] = _readers.__dict__
+    key = (language.table.name, limits, as_package)
+    if key not in found or found[key].is_full:
+        found[key] = Reader(language, limits, as_package=as_package)
+    return found[key]
 
 
-def analyse_as_package(
-    text: str, language: Loaded, limits: Limits, shared: Shared, what: str
-) -> tuple[Analysis, str]:
-    """A text as the package ``codebleu`` 0.7.0 reads it, and the code that it has cut out of it."""
-    encoded(text, limits, what)
-    code = package.code_of(text)
-    source = code.encode()
-    tree = language.parser.parse(source)
-    if tree.root_node.has_error:
-        slow = package.code_by_tokenize(text)
-        if slow != code:
-            code, source = slow, slow.encode()
-            tree = language.parser.parse(source)
-    flat = flatten(tree, source, language, shared.subtrees, limits, what, code_only=False)
-    names = package.token_names(code, source, flat, language)
-    try:
-        edges = Flow(flat, names, language, limits, what, package=True).edges()
-    except NoFlowError:
-        edges = []
-    state: State = "unparsable" if flat.has_error else "ok"
-    if not _has_code(tree, language):
-        state = "empty"
-    return Analysis(state, text.split(), Counter(flat.subtrees), anonymous(edges, shared.sources)), code
+def _state(tree: Tree, language: Loaded) -> State:
+    roles, root = language.roles, tree.root_node
+    if all(roles[child.kind_id] == COMMENT for child in root.children):
+        return "empty"
+    return "unparsable" if root.has_error else "ok"
+
+
+def _texts(text: str, source: bytes, tree: Reading) -> list[str | None]:
+    """The texts of a tree's stops; None for those that are no tokens."""
+    if len(text) == len(source):  # ASCII: bytes are characters
+        return [None if span is None else text[span[0] : span[1]] for span in tree.spans]
+    return [None if span is None else source[span[0] : span[1]].decode() for span in tree.spans]
+
+

@@ -81,18 +81,20 @@ def score(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
     check_weights(weights)
+    weights = (weights[0], weights[1], weights[2], weights[3])  # JSON's lists are fine, too
     load(lang)
     samples = [(text, listed(given)) for text, given in zip(predictions, references, strict=True)]
     found = _scored(samples, lang, weights, mode, limits, min(processes, len(samples)))
     scores = tuple(score for score, _ in found)
     states: tuple[Parse, ...] = ("ok", "empty", "unparsable", "refused")
     counts = {state: sum(score.parse == state for score in scores) for state in states}
+    figures: tuple[float, float, float, float, float | None]
     if mode == "compat":
         figures = _added_up([entry for _, entry in found if entry is not None], weights)
     else:
         figures = _means(scores)
     name = METRIC_COMPAT if mode == "compat" else METRIC
-    return CorpusScore(*figures, len(scores), counts, scores, name, tuple(weights), lang, mode)
+    return CorpusScore(*figures, len(scores), counts, scores, name, weights, lang, mode)
 
 
 def _scored(

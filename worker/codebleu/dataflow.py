@@ -15,39 +15,36 @@ inside every loop around it, which is 2^n times in n loops. The same edges come 
   the first turn of this visit or the second of the first visit has not read.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from .language import Loaded
+from .language import LIST, STRING, Loaded
 from .limits import Limits, RefusedError
-from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Update
-from .tree import Flat
+from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Side, Update
+from .tree import Child, Reading
 
-#: A token's relation, and the tokens' names that it holds to.
-Edge = tuple[str, str, tuple[str, ...]]
+#: A token, its relation, and the names that it holds to: None for its own, which is what a token that is read holds to.
+Edge = tuple[str, str, tuple[str, ...] | None]
+#: An edge by numbers.
+Key = int | tuple[int, str, int]
 
-# What is left to do is a stack of (what, from, to); what it is for _RUN, nodes from and to.
-_RUN, _GIVE, _OPEN, _SHUT, _JOIN, _LEAVE = range(6)
+# What is left to do is a stack of (what, number, number). Tokens go by their place among the tree's stops.
+_RUN = 0  # the stops from, up to
+_GIVE = 1  # the gift
+_FORK = 2  # a branch begins; whether one of its ways is surely taken
+_OPEN, _SHUT, _JOIN = 3, 4, 5  # a way begins, ends; the branch ends
+_LEAVE = 6  # a loop ends
 _Task = tuple[int, int, int]
 
+#: Tokens that are given a value, the tokens that it is made from, and how.
+_Gift = tuple[list[int], list[int], str]
+#: A branch that is being run: whether one way is surely taken, and what each way changed, as name -> value.
+_Fork = tuple[bool, list[dict[str, int]]]
+#: What is known of a token that was read, in bits: where its name held nothing, and where it held something.
+_UNKNOWN, _KNOWN = 1, 3
+_LOOPS = (Each, Repeat)
 
-@dataclass(frozen=True, slots=True)
-class _Gift:
-    """Tokens that are given a value, and the tokens that it is made from."""
-
-    takers: Sequence[int]
-    givers: Sequence[int]
-    relation: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Fork:
-    """A branch node that is being run: whether one way is surely taken, and what each changed, as name -> value."""
-
-    total: bool
-    ways: list[dict[str, int]]
+_CLAUSE, _BLOCK, _COMMA = frozenset({"for_in_clause"}), frozenset({"block"}), frozenset({","})
 
 
 class NoFlowError(Exception):
@@ -55,29 +52,24 @@ class NoFlowError(Exception):
 
 
 class Flow:
-    """Follows the data of one text; ``names[i]`` is node i's token, None where it is none.
+    """Follows the data of one text; ``texts`` are those of the tree's stops, None for one that is no token.
 
     ``package``: as the package ``codebleu`` 0.7.0 does it where it departs from the rules. For Python only.
     """
 
     def __init__(
-        self, tree: Flat, names: Sequence[str | None], language: Loaded, limits: Limits, what: str, *, package: bool
+        self, tree: Reading, texts: Sequence[str | None], language: Loaded, limits: Limits, what: str, *, package: bool
     ) -> None:
-        self._tree, self._names, self._language, self._package = tree, names, language, package
+        self._tree, self._texts, self._language, self._package = tree, texts, language, package
         self._limits, self._what, self._left = limits, what, limits.steps
-        kinds, rules = tree.kinds, language.rules
-        self._tokens = [node for node, name in enumerate(names) if name is not None]
-        self._ruled: dict[int, Rule] = {
-            node: rule for node, kind in enumerate(kinds) if kind < len(rules) and (rule := rules[kind]) is not None
-        }
-        #: The nodes that do something: tokens, and nodes that have a rule.
-        self._stops = sorted([*self._tokens, *self._ruled])
+        self._todo: list[_Task] = [(_RUN, 0, len(texts))]
+        self._tasks: dict[int, list[_Task]] = {}  # of nodes with a rule, what to do, last first
         #: What a name holds: the token that gave it its value, or -1 - n for the join n.
         self._state: dict[str, int] = {}
         self._joins: list[tuple[int, ...]] = []
         self._joined = bytearray()  # joins that are read
-        self._kept = bytearray(len(kinds))  # tokens that another one comes from
-        self._read: dict[int, bool] = {}  # tokens that are read -> whether their name is ever known there
+        self._kept = bytearray(len(texts))  # tokens that another one comes from
+        self._read = bytearray(len(texts))
         self._gifts: list[_Gift] = []
         self._given: dict[int, int] = {}  # tokens that are given a value -> the gift
         self._looped: set[int] = set()  # gifts that are made in a loop
@@ -85,244 +77,262 @@ class Flow:
         self._forks: list[_Fork] = []
         self._loops = 0
         self._turned: set[int] = set()  # loops that were run
-        self._todo: list[_Task] = []
 
     def edges(self) -> list[Edge]:
         """The edges, in the order of their tokens.
 
         Raises NoFlowError (``package`` only), and RefusedError where following takes too many steps.
         """
-        self._todo.append((_RUN, 0, len(self._tree.kinds)))
-        while self._todo:
-            what, start, end = self._todo.pop()
-            if what == _RUN:
-                self._run(start, end)
-            elif what == _GIVE:
-                self._give(start)
-            elif what == _OPEN:
-                self._before.append({})
-            elif what == _SHUT:
-                self._shut()
-            elif what == _JOIN:
-                self._join()
-            else:
-                self._loops -= 1
+        self._follow()
         self._keep_joined()
         return self._edges()
 
-    def _spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
-            raise RefusedError(f"the dataflow of {self._what} takes more than {self._limits.steps:,} steps")
+    def _follow(self) -> None:
+        """Do all that is to be done. Reading tokens stands here, not in a function: it is most of it."""
+        todo, texts, stops, ruled = self._todo, self._texts, self._tree.stops, self._tree.ruled
+        state, before, read, kept = self._state, self._before, self._read, self._kept
+        known = self._language.names
+        while todo:
+            if self._left < 0:
+                raise RefusedError(f"the dataflow of {self._what} takes more than {self._limits.steps:,} steps")
+            what, number, end = todo.pop()
+            if what != _RUN:
+                self._do(what, number)
+                continue
+            for stop in range(number, end):
+                name = texts[stop]
+                if name is None:
+                    if stops[stop] >= 0:
+                        continue  # a token that the package takes for none
+                    after = ruled[-1 - stops[stop]][1]
+                    if after < end:
+                        todo.append((_RUN, after, end))
+                    self._enter(-1 - stops[stop])
+                    end = stop
+                    break
+                value = state.get(name)
+                if value is None:
+                    read[stop] |= _UNKNOWN
+                    if stops[stop] in known:
+                        if before:
+                            before[-1].setdefault(name, None)
+                        state[name] = stop
+                else:
+                    read[stop] = _KNOWN
+                    if value >= 0:
+                        kept[value] = 1
+                    else:
+                        self._joined[-1 - value] = 1
+            self._left -= 1 + end - number
 
-    def _tokens_in(self, node: int) -> list[int]:
-        tokens = self._tokens
-        found = tokens[bisect_left(tokens, node) : bisect_left(tokens, self._tree.last[node])]
-        self._spend(len(found))
-        return found
+    def _do(self, what: int, number: int) -> None:
+        if what == _GIVE:
+            self._give(number)
+        elif what == _OPEN:
+            self._before.append({})
+        elif what == _SHUT:
+            self._shut()
+        elif what == _FORK:
+            self._forks.append((bool(number), []))
+        elif what == _JOIN:
+            self._join()
+        else:
+            self._loops -= 1
 
     def _set(self, name: str, value: int) -> None:
         if self._before:
             self._before[-1].setdefault(name, self._state.get(name))
         self._state[name] = value
 
-    # -- what is run
+    def _enter(self, number: int) -> None:
+        """Put what the rule of a node says on the stack."""
+        tasks = self._tasks.get(number)
+        kind, _, children = self._tree.ruled[number]
+        rule = self._language.rules[kind]
+        if tasks is None:
+            tasks = self._tasks[number] = self._what_to_do(kind, children, rule)
+            tasks.reverse()
+        if isinstance(rule, _LOOPS):
+            self._loops += 1
+            self._todo.append((_LEAVE, 0, 0))
+            if number not in self._turned:
+                self._turned.add(number)
+                self._todo += tasks
+        self._todo += tasks
+        self._left -= len(tasks)
 
-    def _run(self, node: int, end: int) -> None:
-        """Read tokens in order, up to the first node that has a rule."""
-        stops, names, state, read = self._stops, self._names, self._state, self._read
-        first = position = bisect_left(stops, node)
-        while position < len(stops) and (node := stops[position]) < end:
-            position += 1
-            name = names[node]
-            if name is None:
-                self._todo.append((_RUN, self._tree.last[node], end))
-                self._enter(node, self._ruled[node])
-                break
-            value = state.get(name)
-            if value is None:
-                read.setdefault(node, False)
-                if self._tree.kinds[node] in self._language.names:
-                    self._set(name, node)
-            else:
-                read[node] = True
-                if value >= 0:
-                    self._kept[value] = 1
-                else:
-                    self._joined[-1 - value] = 1
-        self._spend(position - first + 1)
+    def _what_to_do(self, kind: int, children: Sequence[Child], rule: Rule) -> list[_Task]:
+        """What a rule says of a node; of a loop, for one turn."""
+        if isinstance(rule, Assign):
+            return self._assign(kind, children, rule)
+        if isinstance(rule, Branch):
+            return self._branch(children, rule)
+        if isinstance(rule, Each):
+            return self._each(kind, children, rule)
+        if isinstance(rule, Repeat):
+            return self._in_turn(children)
+        if isinstance(rule, First):
+            wanted = self._language.ids(rule.kinds)
+            return self._in_turn(sorted(children, key=lambda child: child[0] not in wanted))
+        tokens = self._tokens_in(children)
+        return [self._gift(tokens, tokens, COMPUTED_FROM)]
 
-    def _enter(self, node: int, rule: Rule) -> None:
-        """Put what a node's rule says on the stack."""
-        match rule:
-            case Assign():
-                tasks = self._assign(node, rule)
-            case Branch():
-                tasks = self._branch(node, rule)
-            case Each() | Repeat():
-                tasks = self._loop(node, rule)
-            case First():
-                tasks = self._in_turn(self._sorted_by(node, rule.kinds))
-            case Update():
-                tokens = self._tokens_in(node)
-                tasks = [self._gift(tokens, tokens, COMPUTED_FROM)]
-        self._todo += reversed(tasks)
+    def _in_turn(self, nodes: Sequence[Child]) -> list[_Task]:
+        """Tasks to run nodes; those that follow one another in the text are one task."""
+        tasks: list[_Task] = []
+        for _, _, start, end, _ in nodes:
+            if tasks and tasks[-1][2] == start:
+                start = tasks.pop()[1]  # noqa: PLW2901 - the task is to begin where the one before begins
+            if start < end:
+                tasks.append((_RUN, start, end))
+        return tasks
 
-    def _in_turn(self, nodes: Sequence[int]) -> list[_Task]:
-        self._spend(len(nodes))
-        return [(_RUN, node, self._tree.last[node]) for node in nodes]
-
-    def _sorted_by(self, node: int, kinds: frozenset[str]) -> list[int]:
-        """A node's children, those of some kinds first."""
-        wanted = self._language.ids(kinds)
-        return sorted(self._tree.children(node), key=lambda child: self._tree.kinds[child] not in wanted)
+    def _tokens_in(self, nodes: Sequence[Child]) -> list[int]:
+        texts = self._texts
+        found = [stop for _, _, start, end, _ in nodes for stop in range(start, end) if texts[stop] is not None]
+        self._left -= len(found)
+        return found
 
     # -- assignments
 
-    def _assign(self, node: int, rule: Assign) -> list[_Task]:
-        lefts, rights = self._side(node, rule.left), self._side(node, rule.right)
+    def _assign(self, kind: int, children: Sequence[Child], rule: Assign) -> list[_Task]:
+        lefts, rights = self._sides(kind, children, rule.left, rule.right)
         if not rights:
             if rule.declares:
-                for token in (token for left in lefts for token in self._tokens_in(left)):
-                    self._read.setdefault(token, False)
-                    self._set(self._names[token] or "", token)
-            return [] if self._package or rule.declares else self._in_turn(self._tree.children(node))
+                return [self._gift(self._tokens_in(lefts), [], COMES_FROM)]
+            return [] if self._package else self._in_turn(children)  # x: int
         if self._package and not lefts:
             raise NoFlowError
-        sides = self._pairs(lefts, rights) if rule.pairs else None
-        gifts = self._gifts_of(lefts, rights, sides, rule.relation)
-        return self._in_turn(rights if sides is None else [right for _, right in sides]) + gifts
+        return self._make(lefts, rights, self._pairs(lefts, rights) if rule.pairs else None, rule.relation)
 
-    def _gifts_of(
-        self, lefts: list[int], rights: list[int], pairs: list[tuple[int, int]] | None, relation: str
+    def _make(
+        self, lefts: list[Child], rights: list[Child], pairs: list[tuple[Child, Child]] | None, relation: str
     ) -> list[_Task]:
-        if pairs is not None:
-            return [self._gift(self._tokens_in(left), self._tokens_in(right), relation) for left, right in pairs]
-        takers = [token for left in lefts for token in self._tokens_in(left)]
-        givers = [token for right in rights for token in self._tokens_in(right)]
-        return [self._gift(takers, givers, relation)]
+        """Run the right side, then give to the left."""
+        if pairs is None:
+            return [*self._in_turn(rights), self._gift(self._tokens_in(lefts), self._tokens_in(rights), relation)]
+        gifts = [self._gift(self._tokens_in([left]), self._tokens_in([right]), relation) for left, right in pairs]
+        return self._in_turn([right for _, right in pairs]) + gifts
 
-    def _side(self, node: int, field: str) -> list[int]:
-        """A node's children under a field; the package takes one of them, and fails on none that it needs."""
-        number = self._language.fields.get(field)
-        fields = self._tree.fields
-        children = self._tree.children(node)
-        found = [child for child in children if fields[child] == number]
-        if self._package and self._language.kind_names[self._tree.kinds[node]] == "for_in_clause" and field == "right":
-            return children[-1:]
-        return found[:1] if self._package else found
-
-    def _pairs(self, lefts: list[int], rights: list[int]) -> list[tuple[int, int]] | None:
-        """What is assigned item by item, or None where all is assigned to all."""
-        if len(lefts) != 1 or len(rights) != 1:
-            if self._package:
-                raise NoFlowError
-            return None
-        kinds, lists = self._tree.kinds, self._language.lists
+    def _sides(self, kind: int, children: Sequence[Child], left: Side, right: Side) -> tuple[list[Child], list[Child]]:
+        """A node's children on two sides; the package takes one of each."""
+        fields = self._language.fields
+        if len(children) == 2 and children[0][1] == fields.get(left) and children[1][1] == fields.get(right):
+            return [children[0]], [children[1]]  # nearly always
+        lefts, rights = self._side(children, left), self._side(children, right)
         if self._package:
-            return self._pairs_of_package(lefts[0], rights[0])
-        if kinds[lefts[0]] not in lists or kinds[rights[0]] not in lists:
-            return None
-        named = self._language.named
-        items = [[child for child in self._tree.children(side[0]) if named[kinds[child]]] for side in (lefts, rights)]
-        return list(zip(*items, strict=True)) if len(items[0]) == len(items[1]) else None
+            is_clause = kind in self._language.ids(_CLAUSE)
+            return lefts[:1], list(children[-1:]) if is_clause else rights[:1]
+        return lefts, rights
 
-    def _pairs_of_package(self, left: int, right: int) -> list[tuple[int, int]] | None:
+    def _side(self, children: Sequence[Child], side: Side) -> list[Child]:
+        if isinstance(side, int):
+            return list(children[side : side + 1])
+        field = self._language.fields[side]
+        return [child for child in children if child[1] == field]
+
+    def _pairs(self, lefts: list[Child], rights: list[Child]) -> list[tuple[Child, Child]] | None:
+        """What is assigned item by item, or None where all is assigned to all."""
+        if self._package:
+            if len(lefts) != 1 or len(rights) != 1:
+                raise NoFlowError
+            return self._pairs_of_package(lefts[0], rights[0])
+        items = self._items(lefts)
+        values = None if items is None else self._items(rights)
+        if items is None or values is None or len(items) != len(values):
+            return None
+        return list(zip(items, values, strict=True))
+
+    def _items(self, side: list[Child]) -> Sequence[Child] | None:
+        """What stands on one side: several children, or the children of a list."""
+        if len(side) != 1:
+            return side or None
+        return side[0][4] or () if self._language.roles[side[0][0]] == LIST else None
+
+    def _pairs_of_package(self, left: Child, right: Child) -> list[tuple[Child, Child]] | None:
         """The package pairs the children of whatever stands on both sides: ``self`` and ``y`` in ``self.x = y.z``.
 
         A string's children are unknown to it, and it gives the text's dataflow up: ``self.x = "abc"`` has none.
         """
-        kinds, names = self._tree.kinds, self._language.kind_names
-        lefts, rights = (
-            [child for child in self._tree.children(side) if kinds[child] >= len(names) or names[kinds[child]] != ","]
-            for side in (left, right)
-        )
-        if not lefts or len(lefts) != len(rights):
+        commas, roles = self._language.ids(_COMMA), self._language.roles
+        items, values = ([child for child in side[4] or () if child[0] not in commas] for side in (left, right))
+        if not items or len(items) != len(values):
             return None
-        if kinds[left] in self._language.strings or kinds[right] in self._language.strings:
+        if STRING in {roles[left[0]], roles[right[0]]}:
             raise NoFlowError
-        return list(zip(lefts, rights, strict=True))
+        return list(zip(items, values, strict=True))
 
-    def _gift(self, takers: Sequence[int], givers: Sequence[int], relation: str) -> _Task:
-        self._gifts.append(_Gift(takers, givers, relation))
+    def _gift(self, takers: list[int], givers: list[int], relation: str) -> _Task:
+        self._gifts.append((takers, givers, relation))
         return (_GIVE, len(self._gifts) - 1, 0)
 
     def _give(self, number: int) -> None:
-        gift = self._gifts[number]
+        takers, givers, relation = self._gifts[number]
         # A default value without any token, (), leaves no edge in the package, though the name is known from there.
-        silent = self._package and gift.relation == COMES_FROM and not gift.givers
+        silent = self._package and relation == COMES_FROM and not givers
         if self._loops:
             self._looped.add(number)
-        for token in gift.takers:
+        for token in takers:
             if not silent:
                 self._given[token] = number
-            self._set(self._names[token] or "", token)
-        if gift.takers:
-            for token in gift.givers:
+            self._set(self._texts[token] or "", token)
+        if takers:
+            for token in givers:
                 self._kept[token] = 1
+        self._left -= len(takers) + len(givers)
 
     # -- branches
 
-    def _branch(self, node: int, rule: Branch) -> list[_Task]:
-        language, kinds = self._language, self._tree.kinds
-        children = self._tree.children(node)
-        alternatives, otherwise = language.ids(rule.alternatives), language.ids(rule.otherwise)
-        others = [child for child in children if kinds[child] in alternatives]
-        self._forks.append(_Fork(any(kinds[child] in otherwise for child in children), []))
-        first = [child for child in children if kinds[child] not in alternatives]
-        tasks = [(_OPEN, 0, 0), *self._in_turn(first), (_SHUT, 0, 0)]
-        for child in others:
-            tasks += [(_OPEN, 0, 0), *self._in_turn([child]), (_SHUT, 0, 0)]
+    def _branch(self, children: Sequence[Child], rule: Branch) -> list[_Task]:
+        kinds, otherwise = self._language.ids(rule.alternatives), self._language.ids(rule.otherwise)
+        field = self._language.fields[rule.field] if rule.field else -1
+        others = [child for child in children if child[0] in kinds or child[1] == field]
+        total = any(child[0] in otherwise or child[1] == field for child in children)
+        first = [child for child in children if child not in others]
+        tasks: list[_Task] = [(_FORK, total, 0)]
+        for way in ([first] if first else []) + [[child] for child in others]:
+            tasks += [(_OPEN, 0, 0), *self._in_turn(way), (_SHUT, 0, 0)]
         return [*tasks, (_JOIN, 0, 0)]
 
     def _shut(self) -> None:
         """End a way: keep what it changed, and take it back."""
         before, state = self._before.pop(), self._state
-        self._forks[-1].ways.append({name: state[name] for name in before})
+        self._forks[-1][1].append({name: state[name] for name in before})
         for name, value in before.items():
             if value is None:
                 del state[name]
             else:
                 state[name] = value
-        self._spend(len(before))
+        self._left -= len(before)
 
     def _join(self) -> None:
         """A name that some way has changed may hold what any of them left it with."""
-        fork = self._forks.pop()
+        total, ways = self._forks.pop()
         values: dict[str, list[int]] = {}
-        for way in fork.ways:
+        for way in ways:
             for name, value in way.items():
                 values.setdefault(name, []).append(value)
         for name, found in values.items():
             before = self._state.get(name)
-            if before is not None and (len(found) < len(fork.ways) or not fork.total):
+            if before is not None and (len(found) < len(ways) or not total):
                 found.append(before)
             distinct = tuple(dict.fromkeys(found))
             if len(distinct) > 1:
                 self._joins.append(distinct)
                 self._joined.append(0)
             self._set(name, distinct[0] if len(distinct) == 1 else -len(self._joins))
-            self._spend(len(found))
+            self._left -= len(found)
 
     # -- loops
 
-    def _loop(self, node: int, rule: Each | Repeat) -> list[_Task]:
-        turns = 1 if node in self._turned else 2
-        self._turned.add(node)
-        self._loops += 1
-        turn = self._each(node, rule) if isinstance(rule, Each) else [(_RUN, node + 1, self._tree.last[node])]
-        return [*turn * turns, (_LEAVE, 0, 0)]
-
-    def _each(self, node: int, rule: Each) -> list[_Task]:
-        lefts, rights = self._side(node, rule.left), self._side(node, rule.right)
+    def _each(self, kind: int, children: Sequence[Child], rule: Each) -> list[_Task]:
+        lefts, rights = self._sides(kind, children, rule.left, rule.right)
         pairs = self._pairs(lefts, rights) if self._package else None
-        head = self._in_turn(rights if pairs is None else [right for _, right in pairs])
-        head += self._gifts_of(lefts, rights, pairs, COMPUTED_FROM)
-        rest = [child for child in self._tree.children(node) if child not in (*lefts, *rights)]
+        head = self._make(lefts, rights, pairs, COMPUTED_FROM)
         if self._package:  # it runs the last child, if that is the body and not an else
-            kinds, names = self._tree.kinds, self._language.kind_names
-            rest = [child for child in rest[-1:] if kinds[child] < len(names) and names[kinds[child]] == "block"]
-        return head + self._in_turn(rest)
+            body = self._language.ids(_BLOCK)
+            return head + self._in_turn([child for child in children[-1:] if child[0] in body])
+        return head + self._in_turn([child for child in children if child not in lefts and child not in rights])
 
     # -- what came out
 
@@ -340,18 +350,22 @@ class Flow:
         """An edge for each token that comes from another, or that another comes from."""
         found: list[Edge] = []
         sources: dict[int, tuple[str, ...]] = {}
-        for token in self._tokens:
-            name, number = self._names[token] or "", self._given.get(token)
-            if number is not None:
-                gift = self._gifts[number]
-                if gift.givers or self._kept[token]:
+        kept, given, read = self._kept, self._given, self._read
+        for token, name in enumerate(self._texts):
+            if name is None:
+                continue
+            if token in given:
+                number = given[token]
+                _, givers, relation = self._gifts[number]
+                if givers or kept[token]:
                     if number not in sources:
                         sources[number] = self._source_names(number)
-                    found.append((name, gift.relation, sources[number]))
-            elif token in self._read:
-                known = self._read[token]
-                if known or self._kept[token]:
-                    found.append((name, COMES_FROM, (name,) if known else ()))
+                    own = relation == COMES_FROM and sources[number] == (name,)
+                    found.append((name, relation, None if own else sources[number]))
+            elif read[token] == _KNOWN:
+                found.append((name, COMES_FROM, None))
+            elif read[token] and kept[token]:
+                found.append((name, COMES_FROM, ()))
         return found
 
     def _source_names(self, number: int) -> tuple[str, ...]:
@@ -360,26 +374,29 @@ class Flow:
         The package puts them in the order of a set of strings, which changes with the hash seed, wherever it merges two
         edges: in loops and in default values. The order of the alphabet stands for it. Elsewhere it merges nothing.
         """
-        gift = self._gifts[number]
-        names = [self._names[token] or "" for token in gift.givers]
+        _, givers, relation = self._gifts[number]
+        names = [self._texts[token] or "" for token in givers]
         if not self._package:
             return tuple(dict.fromkeys(names))
-        merged = number in self._looped or (gift.relation == COMES_FROM and len(names) > 1)
+        merged = number in self._looped or (relation == COMES_FROM and len(names) > 1)
         return tuple(sorted(set(names))) if merged else tuple(names)
 
 
-def anonymous(edges: Sequence[Edge], numbers: dict[tuple[int, ...], int]) -> Counter[tuple[int, str, int]]:
+def anonymous(edges: Sequence[Edge], numbers: dict[tuple[int, ...], int]) -> Counter[Key]:
     """How often each edge is there when names are numbered in order of appearance, sources before what they make.
 
     ``numbers`` numbers lists of sources, for all the texts that are compared.
     """
     order: dict[str, int] = {}
     lists: dict[int, int] = {}  # a list that many edges share is numbered once
-    found: Counter[tuple[int, str, int]] = Counter()
+    found: list[Key] = []
     for name, relation, sources in edges:
-        number = lists.get(id(sources))
-        if number is None:
+        if sources is None:  # most of them: a key that is quick to make
+            found.append(order.setdefault(name, len(order)))
+            continue
+        number = lists.get(id(sources), -1)
+        if number < 0:
             listed = tuple([order.setdefault(source, len(order)) for source in sources])
             number = lists[id(sources)] = numbers.setdefault(listed, len(numbers))
-        found[order.setdefault(name, len(order)), relation, number] += 1
-    return found
+        found.append((order.setdefault(name, len(order)), relation, number))
+    return Counter(found)

@@ -8,7 +8,15 @@ from importlib import import_module
 from tree_sitter import Language as Grammar
 from tree_sitter import Parser
 
-from .rules import Rule, Rules
+from .rules import First, Rule, Rules
+
+
+#: What tree-sitter calls a node that it could make nothing of; the highest number of a kind.
+ERROR = 65_535
+
+# What a kind is to the reading of a tree. A sign is a keyword, an operator or a bracket: an anonymous node.
+# Of the kinds from RULED on, the children matter: a list is what an assignment may pair off.
+PLAIN, SIGN, COMMENT, RULED, STRING, DOC, LIST = range(7)
 
 
 @dataclass(frozen=True)
@@ -37,19 +45,16 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A table with its parser, and kinds and fields as the grammar's numbers; indexed by ``Node.kind_id``."""
+    """A table with its parser, and kinds and fields as the grammar's numbers."""
 
     table: Table
     parser: Parser
     kind_names: tuple[str, ...]
-    named: tuple[bool, ...]
-    rules: tuple[Rule | None, ...]
+    #: What each kind is, one byte for every number that there can be.
+    roles: bytes
+    rules: Mapping[int, Rule]
     names: frozenset[int]
-    strings: frozenset[int]
-    comments: frozenset[int]
-    string_statements: frozenset[int]
-    lists: frozenset[int]
-    fields: Mapping[str, int]
+    fields: Mapping[str | int, int]
     kinds: Mapping[str, frozenset[int]] = field(repr=False)
     _ids: dict[frozenset[str], frozenset[int]] = field(default_factory=dict, repr=False)
 
@@ -96,22 +101,32 @@ def loaded(table: Table) -> Loaded:
             raise UnsupportedLanguageError(f"{table.grammar} as installed has no {', '.join(sorted(missing))}")
         return frozenset(number for kind in wanted for number in kinds[kind] if named[number])
 
-    rules: list[Rule | None] = [None] * count
-    for kind, rule in table.rules.items():
-        for number in ids(frozenset({kind})):
-            rules[number] = rule
-    fields = {grammar.field_name_for_id(number) or "": number for number in range(1, grammar.field_count + 1)}
+    rules = {number: rule for kind, rule in table.rules.items() for number in ids(frozenset({kind}))}
+    # A text with errors has the same nodes under an error as elsewhere under their own.
+    rules.update({ERROR: rule for rule in table.rules.values() if isinstance(rule, First)})
+    roles = bytearray(ERROR + 1)
+    signs = frozenset(number for number in range(count) if not named[number])
+    for role, numbers in (
+        (SIGN, signs),
+        (RULED, frozenset(rules)),
+        (COMMENT, ids(table.comments)),
+        (STRING, ids(table.strings)),
+        (DOC, ids(table.string_statements)),
+        (LIST, ids(table.lists)),
+    ):
+        for number in numbers:
+            roles[number] = role
+    fields: dict[str | int, int] = {
+        grammar.field_name_for_id(number) or "": number
+        for number in range(1, grammar.field_count + 1)
+    }
     return Loaded(
         table,
         Parser(grammar),
         names,
-        named,
-        tuple(rules),
+        bytes(roles),
+        rules,
         ids(table.names),
-        ids(table.strings),
-        ids(table.comments),
-        ids(table.string_statements),
-        ids(table.lists),
         fields,
         kinds,
     )

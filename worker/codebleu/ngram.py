@@ -5,9 +5,10 @@ matched, 0.1 matches are counted (method 1 of Chen and Cherry 2014), as there.
 """
 
 import math
-from collections import Counter
-from collections.abc import Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain, count, repeat
 
 ORDERS = 4
 #: Weight of a word that is no keyword; a keyword's is 1 (section 3.1 of the paper: five times).
@@ -16,7 +17,7 @@ PLAIN_WEIGHT = 0.2
 _EPSILON = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Matches:
     """Counts of one sample for one of the two parts; those of a corpus are their sums."""
 
@@ -44,37 +45,72 @@ def bleu(samples: Sequence[Matches]) -> float:
     return brevity * math.exp(math.fsum(logs) / orders)
 
 
-def grams(words: Sequence[str]) -> list[Counter[tuple[str, ...]]]:
-    """How often each n-gram appears, for n = 1 to 4."""
-    return [Counter(zip(*(words[start:] for start in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
+class Words:
+    """Numbers of words, and n-grams as numbers: quicker to count than tuples of words, and the same for equal ones."""
+
+    def __init__(self, keywords: Set[str], *texts: Sequence[str]) -> None:
+        numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        self._texts = [[numbers[word] for word in text] for text in texts]
+        self._base = len(numbers)
+        #: Of each word, by its number, whether it is a keyword.
+        self.marked = [word in keywords for word in numbers]
+
+    def grams(self, text: int) -> list[list[int]]:
+        """The n-grams of a text, for n = 1 to 4."""
+        words, base = self._texts[text], self._base
+        found = [words]
+        for n in range(1, ORDERS):
+            found.append([gram * base + word for gram, word in zip(found[-1], words[n:], strict=False)])
+        return found
+
+
+def _common(ours: list[int], theirs: list[int]) -> dict[int, int]:
+    """The n-grams of both, each as often as in the one that has it less often."""
+    have, most = Counter(ours), Counter(theirs)
+    return {gram: min(have[gram], most[gram]) for gram in have.keys() & most.keys()}
+
+
+def _matches(ours: list[int], theirs: list[int]) -> int:
+    """How many n-grams they have in common, each counted as often as in the one that has it less often."""
+    one, other = set(ours), set(theirs)
+    once = len(one & other)
+    if len(one) == len(ours) or len(other) == len(theirs):  # no n-gram twice: often so from three words on
+        return once
+    again, most = _again(ours), _again(theirs)
+    return once + sum([min(number, most[gram]) for gram, number in again.items() if gram in most])
+
+
+def _again(grams: list[int]) -> Counter[int]:
+    """How often each n-gram is there after its first time."""
+    seen: set[int] = set()
+    add = seen.add
+    return Counter([gram for gram in grams if gram in seen or add(gram)])
+
+
+def _weigh(words: Iterable[int], marked: Sequence[bool]) -> float:
+    """The sum of words' weights; of whole numbers first, so that it does not depend on their order."""
+    flags = [marked[word] for word in words]
+    keywords = sum(flags)
+    return keywords + PLAIN_WEIGHT * (len(flags) - keywords)
+
+
+def _repeated(counts: Mapping[int, int]) -> Iterable[int]:
+    """Each word as often as it is counted."""
+    return chain.from_iterable(map(repeat, counts.keys(), counts.values()))
 
 
 def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[str]) -> tuple[Matches, Matches]:
     """The plain and the weighted counts of a candidate against one reference."""
-    got, want = grams(candidate), grams(reference)
-    common = [_common(ours, theirs) for ours, theirs in zip(got, want, strict=True)]
-    matched = [float(sum(entry.values())) for entry in common]
-    total = [float(max(1, len(candidate) - n)) for n in range(ORDERS)]
+    words = Words(keywords, candidate, reference)
+    got, want = words.grams(0), words.grams(1)
+    first = _common(got[0], want[0])
+    matched = [sum(first.values()), *(_matches(got[n], want[n]) for n in range(1, ORDERS))]
+    total = [max(1, len(candidate) - n) for n in range(ORDERS)]
     orders = min(ORDERS, max(1, len(candidate), len(reference)))
     lengths = len(candidate), len(reference)
     plain = Matches(tuple(matched), tuple(total), *lengths, orders)
-    first, of = weigh(common[0], keywords), weigh(got[0], keywords)
-    weighted = Matches((first, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
-    return plain, weighted
-
-
-def _common(
-    ours: Counter[tuple[str, ...]], theirs: Counter[tuple[str, ...]]
-) -> dict[tuple[str, ...], int]:
-    """The n-grams of both, each as often as in the one that has it less often."""
-    get = theirs.get
-    return {gram: min(count, most) for gram, count in ours.items() if (most := get(gram))}
-
-
-def weigh(counts: "dict[tuple[str, ...], int]", keywords: Set[str]) -> float:
-    """The sum of unigrams' weights. Exactly rounded, so that it does not depend on their order."""
-    marked = sum(count for (word,), count in counts.items() if word in keywords)
-    return marked + PLAIN_WEIGHT * (sum(counts.values()) - marked)
+    weight, of = _weigh(_repeated(first), words.marked), _weigh(got[0], words.marked)
+    return plain, Matches((weight, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
 
 
 def compare_as_package(
@@ -85,21 +121,30 @@ def compare_as_package(
     Its weighted part is a recall: it divides by the reference's n-grams. And it takes each reference for one of two
     words when it looks for the one whose length is closest, so that no candidate of three words or more is too short.
     """
-    got, wants = grams(candidate), [grams(reference) for reference in references]
+    words = Words(keywords, candidate, *references)
+    got, wants = words.grams(0), [words.grams(number) for number in range(1, len(references) + 1)]
     matched, recalled, to_recall = [], [], []
     for n in range(ORDERS):
-        commons = [_common(got[n], want[n]) for want in wants]
-        best: Counter[tuple[str, ...]] = Counter()
-        for common in commons:
-            best |= Counter(common)
-        matched.append(float(best.total()))
-        if n:
-            recalled.append(float(sum(sum(common.values()) for common in commons)))
-            to_recall.append(float(sum(max(1, want[n].total()) for want in wants)))
+        if len(wants) == 1 and n:
+            matched.append(_matches(got[n], wants[0][n]))
+            recalled.append(float(matched[-1]))
         else:
-            recalled.append(math.fsum(weigh(common, keywords) for common in commons))
-            to_recall.append(math.fsum(max(1.0, weigh(want[0], keywords)) for want in wants))
-    total = tuple(float(max(1, len(candidate) - n)) for n in range(ORDERS))
+            commons = [_common(got[n], want[n]) for want in wants]
+            matched.append(_most(commons))
+            weights = [_weigh(_repeated(common), words.marked) for common in commons] if not n else None
+            recalled.append(math.fsum(weights or (sum(common.values()) for common in commons)))
+        to_recall.append(float(sum(max(1, len(want[n])) for want in wants)))
+    to_recall[0] = math.fsum(max(1.0, _weigh(want[0], words.marked)) for want in wants)
+    total = tuple(max(1, len(candidate) - n) for n in range(ORDERS))
     closest = min((abs(len(reference) - len(candidate)), len(reference)) for reference in references)[1]
     plain = Matches(tuple(matched), total, len(candidate), closest)
     return plain, Matches(tuple(recalled), tuple(to_recall), len(candidate), 2)
+
+
+def _most(commons: Sequence[dict[int, int]]) -> int:
+    """How many n-grams are matched when each counts as often as in the reference that has it most often."""
+    best: dict[int, int] = {}
+    for common in commons:
+        for gram, count in common.items():
+            best[gram] = max(count, best.get(gram, 0))
+    return sum(best.values())

@@ -10,8 +10,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from io import StringIO
 
-from .language import Loaded
-from .tree import ERROR, Flat
+from .language import ERROR, Loaded
+from .tree import Reading
 
 #: What decides how a line is read; all else is copied.
 _MARK = re.compile(r"[#'\"()\[\]{}\\\n]")
@@ -157,28 +157,20 @@ def _continued(text: str, position: int, copied: int, parts: list[str]) -> int:
     return following
 
 
-def token_names(text: str, source: bytes, tree: Flat, language: Loaded) -> list[str | None]:
-    """Each node's token as the package cuts it out: a token over several lines without its line breaks.
+def token_texts(text: str, source: bytes, tree: Reading, language: Loaded) -> list[str | None]:
+    """The texts of a tree's stops as the package cuts them out: one over several lines without its line breaks.
 
     It takes columns, which are bytes, for characters; after a character of several bytes it cuts in the wrong place.
     A token whose text is its kind's name, a variable called ``identifier`` among them, is none.
     """
-    names: list[str | None] = [None] * len(tree.kinds)
-    named, kind_names, last = language.named, language.kind_names, tree.last
-    strings, comments = language.strings, language.ids(frozenset({"comment"}))
+    kind_names = language.kind_names
     cut = _cutter(text, source)
-    until = 0  # where a string ends
-    for node, kind in enumerate(tree.kinds):
-        is_string = kind in strings
-        if node < until or (last[node] > node + 1 and not is_string) or kind in comments:
-            continue
-        if kind == ERROR:
-            names[node] = cut(tree.starts[node], tree.ends[node])
-        elif named[kind] or node in tree.missing:
-            name = cut(tree.starts[node], tree.ends[node])
-            names[node] = None if name == kind_names[kind] else name
-        until = last[node]
-    return names
+    texts: list[str | None] = []
+    for kind, span in zip(tree.stops, tree.spans, strict=True):
+        found = cut(*span) if span is not None else None
+        is_name = found is not None and found != ("ERROR" if kind == ERROR else kind_names[kind])
+        texts.append(found if is_name else None)
+    return texts
 
 
 def _cutter(text: str, source: bytes) -> Callable[[int, int], str]:

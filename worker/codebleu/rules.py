@@ -10,16 +10,20 @@ from dataclasses import dataclass
 COMES_FROM, COMPUTED_FROM = "comesFrom", "computedFrom"
 
 
+#: A child by the field that it stands in, or by its place among the children, from 0.
+Side = str | int
+
+
 @dataclass(frozen=True)
 class Assign:
     """The tokens of one child are made from those of another: ``left = right``.
 
-    Without a right side nothing happens. With ``pairs``, a list on the left and one as long on the right are taken
-    item by item. ``declares``: without a right side the left is a new name all the same.
+    Without a right side the left is a new name where the node ``declares`` it, and nothing happens to it else. With
+    ``pairs``, a list on the left and one as long on the right are taken item by item.
     """
 
-    left: str = "left"
-    right: str = "right"
+    left: Side = "left"
+    right: Side = "right"
     relation: str = COMPUTED_FROM
     pairs: bool = True
     declares: bool = False
@@ -34,25 +38,27 @@ class Update:
 class Branch:
     """Ways of which one is taken: each alternative starts from what held before the node.
 
-    The children of no alternative are one way more, the first. Where one of ``otherwise`` is among the children, one of
-    the ways is surely taken; else what held before may hold after it, too.
+    Alternatives are the children of some kinds, or under a field. The other children are one way more, the first. Where
+    a child of a kind in ``otherwise``, or one under the field, is there, one of the ways is surely taken; else what held
+    before may hold after it, too.
     """
 
-    alternatives: frozenset[str]
-    otherwise: frozenset[str]
+    alternatives: frozenset[str] = frozenset()
+    otherwise: frozenset[str] = frozenset()
+    field: str | None = None
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """The children are run again: a value of the end of one turn may come from the start of the next."""
+    """The children are run again: a value at the start of one turn may come from the end of the turn before."""
 
 
 @dataclass(frozen=True)
 class Each:
     """Turns over a collection: each makes ``left`` from ``right`` and runs the other children."""
 
-    left: str = "left"
-    right: str = "right"
+    left: Side = "left"
+    right: Side = "right"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .analysis import Shared, State, analyse, analyse_as_package
+from .analysis import State, reader
 from .language import Loaded, load
 from .limits import Limits, RefusedError
 from .ngram import Matches, bleu, compare, compare_as_package
@@ -83,12 +83,12 @@ def check_weights(weights: Weights) -> None:
 
 def _against(prediction: str, reference: str, language: Loaded, weights: Weights, limits: Limits) -> SampleScore:
     """Score an answer against one reference by our own rules."""
-    shared = Shared()
+    texts = reader(language, limits, as_package=False)
     try:
-        want = analyse(reference, language, limits, shared, "the reference")
+        want = texts.reference(reference)
         if want.state == "empty":
             raise RefusedError("the reference is empty")
-        got = analyse(prediction, language, limits, shared, "the answer")
+        got = texts.read(prediction)
     except RefusedError as error:
         return SampleScore(0.0, 0.0, 0.0, 0.0, 0.0, "refused", str(error))
     reason = "the reference does not parse" if want.state == "unparsable" else None
@@ -117,8 +117,11 @@ def headline(parts: tuple[float, float, float, float | None], weights: Weights) 
 
 def clipped(got: Counter[Any], want: Counter[Any]) -> int:
     """How many of the wanted things are there, each as often as it is wanted at most."""
-    get = got.get
-    return sum(min(count, get(thing, 0)) for thing, count in want.items())
+    found = 0
+    for thing in got.keys() & want.keys():
+        count, most = got[thing], want[thing]
+        found += count if count < most else most
+    return found
 
 
 def _share(part: int, whole: int) -> float:
@@ -136,15 +139,14 @@ def counts_of(
         raise ValueError(f'the mode "compat" is there for Python only, not for {language.table.name!r}')
     prediction, references = prediction.strip(), [reference.strip() for reference in references]
     syntax, flow = [0, 0], [0, 0]
+    texts = reader(language, limits, as_package=True)
     state: State = "ok"
     code = prediction
     try:
         for reference in references:
-            shared = Shared()
-            want, _ = analyse_as_package(reference, language, limits, shared, "the reference")
+            want, got = texts.reference(reference), texts.read(code)
             # From the second reference on it cuts comments and docstrings out of what it has already cut them out of.
-            got, code = analyse_as_package(code, language, limits, shared, "the answer")
-            state = got.state
+            code, state = got.code, got.state
             syntax[0] += sum(count for subtree, count in want.subtrees.items() if subtree in got.subtrees)
             syntax[1] += want.subtrees.total()
             flow[0] += clipped(got.edges, want.edges)

@@ -66,7 +66,7 @@ class FastModel:
         """What each block keeps for its backward pass: one word for all, or one for each."""
         words = [what] * len(self.blocks) if isinstance(what, str) else what
         for block, word in zip(self.blocks, words, strict=True):
-            block.keep = word  # type: ignore[assignment]
+            block.keep = word
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Sum of the losses over the trained tokens, and the number of them that were predicted right.

@@ -234,7 +234,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     ) -> None:
         """Log the step before; all that are not logged yet, where something is to be saved, validated or ended."""
         control = self.control
-        if control.should_log and self.state.global_step > self._globalstep_last_logged:
+        if control.should_log and self.state.global_step > self._globalstep_last_logged:  # type: ignore[has-type]  # Trainer has no types
             self._late.append(self._take(tr_loss, grad_norm, learning_rate))
             self._globalstep_last_logged = self.state.global_step
         pause = control.should_evaluate or control.should_save

@@ -261,9 +261,7 @@ def _pair_score(found: dict[str, Any], weights: Weights) -> PairScore:
     return PairScore(score, raw["ngram"], raw["weighted_ngram"], raw["syntax"], parts["dataflow"], "ok", reason, raw)
 
 
-def score_pairs(
-    pairs: Sequence[Pair], *, lang: str, weights: Weights, scorer: ScorerName = "hone"
-) -> list[PairScore]:
+def score_pairs(pairs: Sequence[Pair], *, lang: str, weights: Weights, scorer: ScorerName = "hone") -> list[PairScore]:
     """Score (candidate, reference) pairs, in order."""
     how: dict[str, Any] = {"lang": lang, "weights": weights, "scorer": scorer}
     with Scorer() as child:

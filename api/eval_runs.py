@@ -32,9 +32,9 @@ from core.ids import new_id
 from core.specs import Criterion, EvaluationSpec, SamplingSpec
 from core.templates import item_paths, names_sample
 from models import lifecycle
-from models.access import find_model
+from models.access import UsableModel, find_model
 from models.status import JobKind
-from models.tables import Eval, EvalOutputItem, EvalRun, File, FineTunedModel, Job
+from models.tables import Eval, EvalOutputItem, EvalRun, File, Job
 
 router = APIRouter(prefix="/v1/evals/{eval_id}/runs", tags=["evals"], route_class=StrictJsonRoute)
 
@@ -120,7 +120,7 @@ def _needs(body: RunRequest, criteria: Iterable[Criterion]) -> Needs:
     return Needs(item_paths([*messages, *graded]), sample=False)
 
 
-def _resolve_model(session: Session, parts: Parts, project_id: str, model_id: str) -> tuple[str, FineTunedModel | None]:
+def _resolve_model(session: Session, parts: Parts, project_id: str, model_id: str) -> tuple[str, UsableModel | None]:
     """The base's name, and the fine-tune when ``model_id`` is one. Raises InvalidRequestError."""
     tuned = find_model(session, project_id, model_id)
     base = tuned.base_model if tuned else model_id

@@ -58,8 +58,11 @@ def _known_metric(value: Any) -> Any:
     return value
 
 
+WireMetric = Annotated[SimilarityMetric, BeforeValidator(_known_metric)]
+
+
 class _TextSimilarity(TextSimilarityCriterion):
-    evaluation_metric: Annotated[SimilarityMetric, BeforeValidator(_known_metric)]
+    evaluation_metric: WireMetric
 
 
 _Criterion = CodeBleuCriterion | StringCheckCriterion | _TextSimilarity
@@ -76,9 +79,14 @@ def _distinct_names(criteria: list[_Criterion]) -> list[_Criterion]:
     return criteria
 
 
+def known_criterion(what: str) -> BeforeValidator:
+    """Refuses the kinds that Hone does not have, each with its reason."""
+    return BeforeValidator(only_types(_CRITERIA, what, _NOT_CRITERIA))
+
+
 WireCriterion = Annotated[
     Annotated[_Criterion, Field(discriminator="type")],
-    BeforeValidator(only_types(_CRITERIA, "testing criterion", _NOT_CRITERIA)),
+    known_criterion("testing criterion"),
     AfterValidator(_templates_of),
 ]
 

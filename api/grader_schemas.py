@@ -2,13 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, Field
 
-from core.specs import CodeBleuCriterion, SimilarityMetric, Spec, StringCheckCriterion
+from api.eval_schemas import WireMetric, known_criterion
+from core.specs import CodeBleuCriterion, Spec, StringCheckCriterion
 from core.templates import normalize
-
-_KNOWN = ("string_check", "text_similarity", "code_bleu")
 
 
 class TextSimilarityGrader(Spec):
@@ -18,21 +16,10 @@ class TextSimilarityGrader(Spec):
     name: str = Field(min_length=1, max_length=256)
     input: str
     reference: str
-    evaluation_metric: SimilarityMetric
+    evaluation_metric: WireMetric
 
 
 Known = StringCheckCriterion | TextSimilarityGrader | CodeBleuCriterion
-
-
-def _known(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind not in _KNOWN:
-        raise PydanticCustomError(
-            "unsupported",
-            "this server does not have the grader '{kind}': it runs no code and asks no model. Use one of {known}",
-            {"kind": kind[:64], "known": ", ".join(_KNOWN)},
-        )
-    return value
 
 
 def _templates_of(grader: Known) -> Known:
@@ -41,7 +28,7 @@ def _templates_of(grader: Known) -> Known:
 
 
 Grader = Annotated[
-    Annotated[Known, Field(discriminator="type")], BeforeValidator(_known), AfterValidator(_templates_of)
+    Annotated[Known, Field(discriminator="type")], known_criterion("grader"), AfterValidator(_templates_of)
 ]
 
 

@@ -1,5 +1,6 @@
 """What fine-tuning jobs look like on the wire: OpenAI's fields, and ours under ``hone``."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -8,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from api.pagination import Listed
 from api.schemas import Absent, Metadata
+from core.model_names import checkpoint_name
 from core.resolve import Resolved
 from core.specs import FineTuneSpec, HoneSpec, Hyperparameters, Spec
 from models.tables import Checkpoint, Job, JobEvent, StepMetric
@@ -66,6 +68,17 @@ class FineTuneRequest(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _validation_data_where_it_is_needed(self) -> "FineTuneRequest":
+        asked = self.hone or HoneSpec()
+        needed = asked.evaluation.needs_validation
+        if needed and self.validation_file is None and asked.data.validation_fraction == 0:
+            raise ValueError(
+                f"'hone.evaluation.{needed}' needs validation data: give 'validation_file', or a "
+                "'hone.data.validation_fraction' above 0"
+            )
+        return self
+
     def _in_method(self) -> Hyperparameters | None:
         supervised = self.method.supervised if self.method else None
         return supervised.hyperparameters if supervised else None
@@ -74,6 +87,18 @@ class FineTuneRequest(Spec):
         """The hyperparameters, wherever they were given."""
         outer: Hyperparameters | None = self.__dict__["hyperparameters"]  # not the attribute, which warns of its age
         return self._in_method() or outer or Hyperparameters()
+
+    def spec(self) -> FineTuneSpec:
+        """What was asked for, with a seed."""
+        return FineTuneSpec(
+            model=self.model,
+            training_file=self.training_file,
+            validation_file=self.validation_file,
+            seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+            suffix=self.suffix,
+            hyperparameters=self.chosen_hyperparameters(),
+            hone=self.hone or HoneSpec(),
+        )
 
 
 class JobError(BaseModel):
@@ -99,6 +124,7 @@ class HoneJob(BaseModel):
     quantization: dict[str, Any]
     training: dict[str, Any]
     data: dict[str, Any]
+    evaluation: dict[str, Any]
     reasons: dict[str, str]
     progress: Progress
     report: dict[str, Any] | None
@@ -182,6 +208,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
             quantization=asked["quantization"],
             training=_laid_over(asked["training"], resolved),
             data=_laid_over(asked["data"], resolved),
+            evaluation=asked["evaluation"],
             reasons=resolved.get("reasons", {}),
             progress=progress_of(job),
             report=job.report,
@@ -235,16 +262,16 @@ class CheckpointObject(Listed):
     step_number: int
 
 
-def checkpoint_object(checkpoint: Checkpoint, job: Job) -> CheckpointObject:
-    """A checkpoint's row as it goes onto the wire. Until the job has succeeded, the base stands for the model."""
+def checkpoint_object(checkpoint: Checkpoint, model: str) -> CheckpointObject:
+    """A checkpoint's row as it goes onto the wire; ``model`` is the name of what its job makes."""
     known = {name: value for name, value in checkpoint.metrics.items() if name in CheckpointMetrics.model_fields}
     if "train_accuracy" in checkpoint.metrics:
         known.setdefault("train_mean_token_accuracy", checkpoint.metrics["train_accuracy"])
     return CheckpointObject(
         id=checkpoint.id,
         created_at=int(checkpoint.created_at),
-        fine_tuned_model_checkpoint=f"{job.fine_tuned_model or 'ft:' + job.model}:ckpt-step-{checkpoint.step}",
-        fine_tuning_job_id=job.id,
+        fine_tuned_model_checkpoint=checkpoint_name(model, checkpoint.step),
+        fine_tuning_job_id=checkpoint.job_id,
         metrics=CheckpointMetrics(**{**known, "step": checkpoint.step}),
         step_number=checkpoint.step,
     )
@@ -260,6 +287,7 @@ class StepObject(BaseModel):
     train_accuracy: float | None
     valid_loss: float | None
     valid_mean_token_accuracy: float | None
+    codebleu: float | None
     learning_rate: float | None
     grad_norm: float | None
     tokens_per_second: float | None

@@ -1,7 +1,6 @@
 """/v1/fine_tuning/jobs: submit, look at, cancel, pause and resume, and fetch what came out."""
 
 import re
-import secrets
 from collections import defaultdict
 from collections.abc import Collection
 from typing import Annotated, Any
@@ -12,9 +11,11 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from api import job_stream
-from api.deps import CatalogueDep, CurrentProject, PartsDep, ReadSession, StorageDep, WriteSession
+from api.deps import CurrentProject, PartsDep, ReadSession, StorageDep, WriteSession
 from api.downloads import answer_stored
+from api.estimates import refuse_unfit
 from api.file_access import require_input
+from api.gpus import require_gpus
 from api.job_schemas import (
     CheckpointObject,
     FineTuneRequest,
@@ -32,10 +33,10 @@ from api.thinning import thinned
 from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
-from core.specs import FineTuneSpec, HoneSpec
 from models import lifecycle
+from models.access import model_name
 from models.status import JobKind, JobStatus
-from models.tables import Checkpoint, File, Job, JobEvent, StepMetric
+from models.tables import Checkpoint, File, Job, JobEvent, Project, StepMetric
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 
@@ -65,22 +66,17 @@ def _on_the_wire(session: Session, job: Job) -> FineTuningJob:
 
 @router.post("")
 def create_job(
-    body: FineTuneRequest, project_id: CurrentProject, session: WriteSession, catalogue: CatalogueDep
+    body: FineTuneRequest, project_id: CurrentProject, session: WriteSession, parts: PartsDep
 ) -> FineTuningJob:
     """Submit a fine-tune. When this answers 200, the job is in the database and will run."""
-    find_base_model(catalogue, body.model)
+    find_base_model(parts.catalogue, body.model)
     for param in ("training_file", "validation_file"):
         if file_id := getattr(body, param):
             require_input(session, project_id, file_id, purpose="fine-tune", param=param)
-    spec = FineTuneSpec(
-        model=body.model,
-        training_file=body.training_file,
-        validation_file=body.validation_file,
-        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
-        suffix=body.suffix,
-        hyperparameters=body.chosen_hyperparameters(),
-        hone=body.hone or HoneSpec(),
-    )
+    spec = body.spec()
+    gpus = spec.hone.training.gpus
+    require_gpus(session, gpus)
+    refuse_unfit(session, parts, project_id, spec)
     job = Job(
         id=new_id("ftjob-"),
         project_id=project_id,
@@ -88,6 +84,7 @@ def create_job(
         model=spec.model,
         spec=spec.model_dump(mode="json"),
         labels=body.metadata,
+        gpus=gpus,
     )
     return _on_the_wire(session, lifecycle.submit(session, job))
 
@@ -198,7 +195,32 @@ def list_checkpoints(
     job = _get_job(session, project_id, job_id)
     query = select(Checkpoint).where(Checkpoint.job_id == job.id)
     rows, has_more = fetch_page(session, query, Checkpoint.id, after=after, limit=limit, order="desc")
-    return page_of([checkpoint_object(checkpoint, job) for (checkpoint,) in rows], has_more)
+    model = model_name(job, session.get_one(Project, project_id).name)
+    return page_of([checkpoint_object(checkpoint, model) for (checkpoint,) in rows], has_more)
+
+
+@router.get("/{job_id}/checkpoints/{checkpoint_id}/adapter", response_class=Response)
+def download_checkpoint(
+    job_id: str,
+    checkpoint_id: str,
+    request: Request,
+    project_id: CurrentProject,
+    session: ReadSession,
+    storage: StorageDep,
+) -> Response:
+    """A checkpoint as a zip: its adapter, for `peft`, beside the optimizer and what else a run goes on from."""
+    job = _get_job(session, project_id, job_id)
+    row = session.scalars(select(Checkpoint).filter_by(id=checkpoint_id, job_id=job.id)).first()
+    if row is None:
+        raise NotFoundError(f"The job {job.id} has no checkpoint '{checkpoint_id:.80}'.", code="not_found")
+    file = File(
+        id=row.id,
+        filename=f"checkpoint-{row.step}.zip",
+        bytes=row.bytes,
+        sha256=row.sha256,
+        storage_key=row.storage_key,
+    )
+    return answer_stored(storage, file, request.headers)
 
 
 @router.get("/{job_id}/metrics")

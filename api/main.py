@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from api import (
     dashboard,
+    estimates,
     eval_runs,
     evals,
     files,
@@ -107,8 +108,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.stopping = threading.Event()  # streams look at it: they would hold a server that stops
     install_error_handlers(app)
-    routes = (files, preflight, multipart_uploads, jobs, permissions, graders, models, eval_runs, evals, webhooks)
-    for part in (health, *routes):
+    on_files = (files, preflight, multipart_uploads)
+    on_jobs = (jobs, estimates, permissions, graders, models)
+    for part in (health, *on_files, *on_jobs, eval_runs, evals, webhooks):
         app.include_router(part.router)
     dashboard.install(app)
     return app

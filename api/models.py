@@ -7,16 +7,22 @@ from sqlalchemy.orm import Session
 from api.deps import CatalogueDep, CurrentProject, ReadSession, WriteSession
 from api.json_body import StrictJsonRoute
 from api.pagination import Page, page_of
-from api.schemas import Deleted, ModelObject, base_model_object, fine_tuned_model_object
+from api.schemas import (
+    Deleted,
+    ModelObject,
+    base_model_object,
+    checkpoint_model_object,
+    fine_tuned_model_object,
+)
 from core.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
-from models.access import find_model, may_use
+from models.access import UsableModel, find_model, granted_checkpoints, may_use
 from models.status import ENDED
 from models.tables import CheckpointPermission, FineTunedModel, Job
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictJsonRoute)
 
 
-def _get_model(session: Session, project_id: str, model_id: str) -> FineTunedModel:
+def _get_model(session: Session, project_id: str, model_id: str) -> UsableModel:
     model = find_model(session, project_id, model_id)
     if model is None:
         raise NotFoundError(
@@ -29,11 +35,14 @@ def _get_model(session: Session, project_id: str, model_id: str) -> FineTunedMod
 
 @router.get("")
 def list_models(project_id: CurrentProject, session: ReadSession, catalogue: CatalogueDep) -> Page[ModelObject]:
-    """Every model that a request may name: bases first, then fine-tunes, those by permission too, newest first."""
+    """Bases, then what was fine-tuned, newest first, also by permission; a job lists its own checkpoints."""
     bases = [base_model_object(name, entry.description) for name, entry in sorted(catalogue.items())]
     usable = select(FineTunedModel).where(may_use(project_id, FineTunedModel.id))
-    tuned = session.scalars(usable.order_by(FineTunedModel.created_at.desc(), FineTunedModel.id)).all()
-    return page_of(bases + [fine_tuned_model_object(model) for model in tuned], has_more=False)
+    tuned = [(model.created_at, fine_tuned_model_object(model)) for model in session.scalars(usable)]
+    granted = granted_checkpoints(session, project_id)
+    tuned += [(checkpoint.created_at, checkpoint_model_object(checkpoint)) for checkpoint in granted]
+    newest_first = sorted(tuned, key=lambda made: (-made[0], made[1].id))
+    return page_of(bases + [model for _, model in newest_first], has_more=False)
 
 
 # A path: ids hold slashes, which OpenAI's client sends as %2F and the server sees as "/".
@@ -44,7 +53,10 @@ def retrieve_model(
     """One model."""
     if (entry := catalogue.get(model_id)) is not None:
         return base_model_object(model_id, entry.description)
-    return fine_tuned_model_object(_get_model(session, project_id, model_id))
+    model = _get_model(session, project_id, model_id)
+    if isinstance(model.row, FineTunedModel):
+        return fine_tuned_model_object(model.row)
+    return checkpoint_model_object(model)
 
 
 @router.delete("/{model_id:path}")
@@ -63,8 +75,14 @@ def delete_model(model_id: str, project_id: CurrentProject, session: WriteSessio
             param="model",
             code="not_the_owner",
         )
-    _require_unused(session, model)
-    session.execute(delete(CheckpointPermission).where(CheckpointPermission.job_id == model.job_id))
+    if not isinstance(model.row, FineTunedModel):
+        raise InvalidRequestError(
+            f"'{model_id:.200}' is a checkpoint. It stays for as long as its job.",
+            param="model",
+            code="is_a_checkpoint",
+        )
+    _require_unused(session, model.row)
+    session.execute(delete(CheckpointPermission).where(CheckpointPermission.model == model.id))
     session.execute(delete(FineTunedModel).where(FineTunedModel.id == model.id))
     return Deleted(id=model_id, object="model")
 

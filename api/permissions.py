@@ -11,8 +11,8 @@ from api.json_body import StrictJsonRoute
 from api.pagination import After, Page, fetch_page, page_of
 from api.permission_schemas import PermissionDeleted, PermissionObject, PermissionRequest, permission_object
 from core.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
-from models.access import find_model
-from models.tables import CheckpointPermission, FineTunedModel, Project
+from models.access import UsableModel, find_model
+from models.tables import CheckpointPermission, Project
 
 router = APIRouter(
     # A path, as in api.models: the names hold slashes.
@@ -22,7 +22,7 @@ router = APIRouter(
 )
 
 
-def _require_owned(session: Session, project_id: str, name: str) -> FineTunedModel:
+def _require_owned(session: Session, project_id: str, name: str) -> UsableModel:
     """The model, if it is the project's own. Raises NotFoundError, or PermissionDeniedError for one that it may use."""
     model = find_model(session, project_id, name)
     if model is None:
@@ -46,7 +46,7 @@ def create_permissions(
 ) -> Page[PermissionObject]:
     """Let each of the projects use the model; one that already may keeps the permission that it has."""
     model = _require_owned(session, project_id, model_id)
-    session.refresh(model, with_for_update=True)  # two requests must not grant the same twice
+    session.refresh(model.row, with_for_update=True)  # two requests must not grant the same twice
     for place, grantee in enumerate(body.project_ids):
         _require_other(session, project_id, grantee, f"project_ids[{place}]")
     rows = [_grant(session, model, model_id, grantee) for grantee in dict.fromkeys(body.project_ids)]
@@ -65,7 +65,7 @@ def _require_other(session: Session, owner: str, grantee: str, param: str) -> No
         )
 
 
-def _grant(session: Session, model: FineTunedModel, name: str, grantee: str) -> CheckpointPermission:
+def _grant(session: Session, model: UsableModel, name: str, grantee: str) -> CheckpointPermission:
     held = select(CheckpointPermission).filter_by(model=name, project_id=grantee)
     row = session.scalar(held)
     if row is None:

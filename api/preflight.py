@@ -181,13 +181,15 @@ def preview_sample(
     project_id: CurrentProject,
     parts: PartsDep,
     session: ReadSession,
-    model: Annotated[str, Query(max_length=256)],
+    model: ModelQuery = None,
     template: TemplateQuery = "auto",
     max_seq_length: LengthQuery = "auto",
     system_prompt: SystemQuery = None,
 ) -> SamplePreview:
     """One sample's tokens, which of them are trained, and where it would be cut. Samples are counted from 0."""
     file = _dataset(get_file(session, project_id, file_id), "file_id")
+    if model is None:
+        raise InvalidRequestError("'model' is missing: its tokenizer makes the tokens.", param="model")
     row = session.get(Preflight, (file.id, asked_of(file, model, template, system_prompt, None).key(parts.cards)))
     session.close()  # what follows reads storage, and may take a while
     tokenizer = parts.cards.get(model)

@@ -18,14 +18,16 @@ def _message_text(content: Any) -> Any:
     if not parts or not all(isinstance(text, str) for text in texts):
         raise PydanticCustomError(
             "unsupported",
-            "a content is a text, {form}, or a list of these; this server has no images and no audio",
+            "a content is a text, {form}, or a list of these; this server has no images, no audio and no prompt cache",
             {"form": '{"type": "input_text", "text": …}'},
         )
     return normalize("".join(texts), sample=False)
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in ("input_text", "output_text")
+    return (
+        isinstance(part, dict) and part.get("type") in ("input_text", "output_text") and set(part) == {"type", "text"}
+    )
 
 
 class TemplateTurn(Spec):
@@ -47,6 +49,15 @@ class InputMessages(Spec):
     template: list[TemplateTurn] = Field(min_length=1, max_length=64)
 
 
+class TextFormat(Spec):
+    """OpenAI's default form of an answer."""
+
+    type: Literal["text"]
+
+
+_NO_SCHEMA = ": it does not bind answers to a grammar"
+
+
 class SamplingParams(Spec):
     """OpenAI's sampling parameters; ``max_tokens`` is the older name of ``max_completion_tokens``."""
 
@@ -55,6 +66,12 @@ class SamplingParams(Spec):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, le=2_147_483_647)
+    response_format: Annotated[
+        TextFormat | None,
+        BeforeValidator(
+            only_types(("text",), "response format", {"json_object": _NO_SCHEMA, "json_schema": _NO_SCHEMA})
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _one_length(self) -> "SamplingParams":
@@ -64,7 +81,7 @@ class SamplingParams(Spec):
 
     def to_spec(self) -> SamplingSpec:
         """The parameters with Hone's defaults for what was not given."""
-        given = self.model_dump(exclude_none=True)
+        given = self.model_dump(exclude_none=True, exclude={"response_format"})
         if (length := given.pop("max_completion_tokens", None)) is not None:
             given["max_tokens"] = length
         return SamplingSpec(**given)
@@ -91,7 +108,14 @@ class InlineSource(Spec):
     content: list[InlineItem] = Field(min_length=1)
 
 
-Source = Annotated[FileSource | InlineSource, Field(discriminator="type")]
+Source = Annotated[
+    Annotated[FileSource | InlineSource, Field(discriminator="type")],
+    BeforeValidator(
+        only_types(
+            ("file_id", "file_content"), "source of items", {"stored_completions": ": it serves no chats to store"}
+        )
+    ),
+]
 
 
 class CompletionsSource(Spec):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, StringConstraints
 
 from api.pagination import Listed
+from models.access import UsableModel
 from models.tables import File, FineTunedModel
 
 #: OpenAI's limits: 16 pairs, keys of 64 and values of 512 characters.
@@ -82,4 +83,14 @@ def fine_tuned_model_object(model: FineTunedModel) -> ModelObject:
         created=int(model.created_at),
         owned_by=model.project_id,
         hone={"base_model": model.base_model, "job_id": model.job_id, "adapter_file": model.adapter_file_id},
+    )
+
+
+def checkpoint_model_object(model: UsableModel) -> ModelObject:
+    """A checkpoint as a model; ``GET …/checkpoints/{id}/adapter`` has its adapter."""
+    return ModelObject(
+        id=model.id,
+        created=int(model.created_at),
+        owned_by=model.project_id,
+        hone={"base_model": model.base_model, "job_id": model.job_id, "checkpoint": model.adapter.id},
     )

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from models.tables import StepMetric
 
 #: What charts draw beside the training loss, which gets half of the points.
-OTHERS = ("valid_loss", "learning_rate", "tokens_per_second", "peak_memory", "grad_norm")
+OTHERS = ("valid_loss", "codebleu", "learning_rate", "tokens_per_second", "peak_memory")
 #: Ids in one IN (…): PostgreSQL and SQLite take 32,766 parameters and more.
 _AT_ONCE = 1000
 
@@ -19,13 +19,15 @@ def thinned(session: Session, job_id: str, points: int) -> list[StepMetric]:
     The steps are cut into equal runs; of each, the steps of the lowest and the highest value stay, for each curve. The
     first and the last step always stay. A job of no more than ``points`` steps comes whole.
     """
-    columns = [StepMetric.step, StepMetric.train_loss, *(getattr(StepMetric, name) for name in OTHERS)]
-    mine = select(*columns).where(StepMetric.job_id == job_id).order_by(StepMetric.step)
-    rows = session.execute(mine.limit(points + 1)).all()
     query = select(StepMetric).where(StepMetric.job_id == job_id).order_by(StepMetric.step)
-    if len(rows) <= points:
+    if (session.scalar(select(func.count()).where(StepMetric.job_id == job_id)) or 0) <= points:
         return list(session.scalars(query))
-    steps, losses, *others = zip(*session.execute(mine), strict=True)
+    # Of the table, not of the class, and column by column: 100,000 steps take 0.13 s so, as objects and by zip 0.5 s.
+    table = StepMetric.__table__
+    columns = [table.c.step, table.c.train_loss, *(table.c[name] for name in OTHERS)]
+    every = select(*columns).where(table.c.job_id == job_id).order_by(table.c.step)
+    rows = session.connection().execute(every).all()
+    steps, losses, *others = ([row[place] for row in rows] for place in range(len(columns)))
     kept = {0, len(steps) - 1, *extremes(losses, (points - 2) // 4)}
     for values in others:
         kept.update(extremes(values, max(1, (points - 2) // (4 * len(others)))))
@@ -40,7 +42,9 @@ def extremes(values: Sequence[float | None], runs: int) -> Iterator[int]:
     """Places of the lowest and of the highest value in each of ``runs`` equal runs of ``values``; None is no value."""
     size = -(-len(values) // runs)
     for start in range(0, len(values), size):
-        places = [place for place in range(start, min(start + size, len(values))) if values[place] is not None]
-        if places:
-            yield min(places, key=values.__getitem__)  # type: ignore[arg-type]  # None has been left out
-            yield max(places, key=values.__getitem__)  # type: ignore[arg-type]
+        run = values[start : start + size]
+        known = [value for value in run if value is not None] if None in run else run
+        if known:
+            # Lowest and highest of plain numbers, then their places: 100,000 comparisons by key would take a second.
+            yield start + run.index(min(known))  # type: ignore[type-var]  # None has been left out
+            yield start + run.index(max(known))  # type: ignore[type-var]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -12,19 +13,25 @@ from pathlib import Path
 from uuid import uuid4
 
 import psutil
+import typer
 from alembic.script import ScriptDirectory
 from kombu.exceptions import OperationalError
+from openai import OpenAIError
 from rich.table import Column, Table
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
+from cli.remote import Remote, connect
 from core.broker import make_celery
-from core.catalogue import FolderModel, WheelModel, load_catalogue
+from core.card_making import absent
+from core.catalogue import BaseModelEntry, FolderModel, HubModel, WheelModel, load_catalogue
 from core.errors import HoneError
 from core.settings import Settings
 from core.storage import Storage
 from models.database import Database
+from models.tables import ApiKey
+from worker.announce import look
 
 #: The demo's peak: the worker's child holds about 2.5 GB while it trains SmolLM2-135M.
 _NEEDED_MEMORY = 4 * 2**30
@@ -51,8 +58,10 @@ class Check:
 def examine(settings: Settings) -> list[Check]:
     """Every check, in the order in which one would mend things."""
     checks: list[Callable[[Settings], Check]] = [
-        _python, _torch, _memory, _disk, _database, _storage, _broker, _catalogue,
+        _python, _driver, _torch, _memory, _disk, _database, _keys, _storage, _broker, _catalogue, _models,
     ]  # fmt: skip
+    if Remote().base_url is not None:
+        checks.append(_service)
     return [check(settings) for check in checks]
 
 
@@ -70,6 +79,17 @@ def _python(_: Settings) -> Check:
     return Check("python", good, platform.python_version(), "Use Python 3.11 or later.")
 
 
+def _driver(_: Settings) -> Check:
+    """NVIDIA's driver and the GPUs that it sees."""
+    if shutil.which("nvidia-smi") is None:
+        return Check("driver", True, "no NVIDIA driver: small models train on the processor")
+    found = look(os.environ)
+    if found.device != "cuda":
+        cure = "Run nvidia-smi to see why; after an update of the driver, a reboot. Look at CUDA_VISIBLE_DEVICES."
+        return Check("driver", False, "the driver is installed and tells of no GPU", cure)
+    return Check("driver", True, f"{found.gpus} x {found.name}, {found.memory / 2**30:.0f} GB")
+
+
 def _torch(_: Settings) -> Check:
     """Asked of another process: importing torch takes seconds and hundreds of megabytes."""
     probe = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)  # noqa: S603 - our own command
@@ -77,6 +97,9 @@ def _torch(_: Settings) -> Check:
         reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]
         return Check("torch", False, reason, "pip install torch==2.13.0 (the worker needs it; the API does not).")
     found = json.loads(probe.stdout)
+    if not found["gpus"] and shutil.which("nvidia-smi") and look(os.environ).device == "cuda":
+        cure = "Install a torch that is built for CUDA, from https://pytorch.org, or a newer driver."
+        return Check("torch", False, f"{found['version']} does not see the GPU that the driver sees", cure)
     where = ", ".join(found["gpus"]) or "no CUDA GPU: small models train on the processor"
     return Check("torch", True, f"{found['version']}; {where}")
 
@@ -116,6 +139,20 @@ def _database(settings: Settings) -> Check:
     return Check(
         "database", present == head, f"{database.engine.dialect.name}, schema {present}", "Run `hone migrate`."
     )
+
+
+def _keys(settings: Settings) -> Check:
+    if settings.database_url is None and not (settings.home / "hone.db").exists():
+        return Check("keys", True, "the first is made at the first start")
+    database = Database(settings.resolved_database_url)
+    try:
+        with database.read() as session:
+            count = session.scalar(select(func.count()).select_from(ApiKey).where(ApiKey.revoked_at.is_(None))) or 0
+    except SQLAlchemyError:
+        return Check("keys", False, "can't be read", "Mend the database first.")
+    finally:
+        database.dispose()
+    return Check("keys", count > 0, f"{count} that work", "Run `hone keys create`.")
 
 
 def _storage(settings: Settings) -> Check:
@@ -166,3 +203,56 @@ def _catalogue(settings: Settings) -> Check:
         cure = "Install the package or make the folder that the entry names, or remove the entry."
         return Check("catalogue", False, f"no weights for {', '.join(missing)}", cure)
     return Check("catalogue", True, ", ".join(entries))
+
+
+def _models(settings: Settings) -> Check:
+    """Which base models are on this machine, and whether the others can be fetched."""
+    try:
+        entries = load_catalogue(settings)
+    except HoneError:
+        return Check("models", False, "unknown", "Mend the catalogue first.")
+    cache = settings.home / "models"
+    told = {name: _access(entry, cache) for name, entry in entries.items()}
+    usable = [name for name, (good, _) in told.items() if good]
+    found = "; ".join(f"{name}: {words}" for name, (_, words) in told.items())
+    cure = "Accept the model's licence on the Hub, set HF_TOKEN, and let this machine reach huggingface.co."
+    return Check("models", bool(usable), found or "none", cure)
+
+
+def _access(entry: BaseModelEntry, cache: Path) -> tuple[bool, str]:
+    if not isinstance(entry, HubModel):
+        here = absent(entry, cache) is None
+        return here, "here" if here else "not here"
+    if absent(entry, cache) is None:
+        return True, "here"
+    if not os.environ.get("HF_TOKEN"):
+        return False, "not fetched yet; HF_TOKEN is not set, which a gated model needs"
+    return _ask_hub(entry)
+
+
+def _ask_hub(entry: HubModel) -> tuple[bool, str]:
+    """Whether the Hub gives the model to this token."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 - slow to import, and wanted here alone
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError  # noqa: PLC0415 - as above
+
+    try:
+        HfApi().auth_check(entry.repo)
+    except GatedRepoError:
+        return False, "its licence has not been accepted by the owner of HF_TOKEN"
+    except RepositoryNotFoundError:
+        return False, "the Hub does not show it to this HF_TOKEN"
+    except Exception as error:  # of whatever HTTP client the Hub's package uses
+        return False, f"the Hub can't be reached ({type(error).__name__})"
+    return True, "can be fetched"
+
+
+def _service(_: Settings) -> Check:
+    """The Hone that HONE_BASE_URL names, and whether the key opens it."""
+    try:
+        with connect() as client:
+            url, count = str(client.base_url), len(client.with_options(max_retries=0).models.list().data)
+    except typer.Exit:
+        return Check("service", False, "no key", "Set HONE_API_KEY.")
+    except OpenAIError as error:
+        return Check("service", False, str(error)[:200], "Check HONE_BASE_URL and HONE_API_KEY.")
+    return Check("service", True, f"{url} answers with {count} models")

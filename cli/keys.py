@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from cli.console import fail, say
+from cli.remote import Json, emit, print_json
 from core.errors import AuthenticationError
 from core.settings import Settings, get_settings
 from models import accounts
@@ -26,32 +27,49 @@ def create(
     project: Annotated[
         str, typer.Option(help="Project that it opens; made when there is none of that name.")
     ] = "default",
+    as_json: Json = False,
 ) -> None:
     """Make a key and print it, this once: the database keeps only its hash."""
     with _database() as database, database.write() as session:
         found = session.scalar(select(Project).where(Project.name == project).order_by(Project.id).limit(1))
         key = accounts.create_key(session, found or accounts.create_project(session, project), name)
-    say(key)
+    emit({"key": key, "name": name, "project": project}, as_json, lambda: say(key))
 
 
 @app.command("list")
-def list_keys() -> None:
+def list_keys(as_json: Json = False) -> None:
     """Show every key's id, last characters, age, project and name."""
     with _database() as database, database.read() as session:
         rows = session.execute(select(ApiKey, Project.name).join(Project).order_by(ApiKey.id)).all()
+    if as_json:
+        print_json([_as_json(key, project) for key, project in rows])
+        return
     # Lines and no table: an id that is cut or folded can't be copied into `revoke`.
     for key, project in rows:
         revoked = f"  revoked {_day(key.revoked_at)}" if key.revoked_at is not None else ""
         say(f"{key.id}  {key.hint}  {_day(key.created_at)}  {project}  {key.name}{revoked}")
 
 
+def _as_json(key: ApiKey, project: str) -> dict[str, str | float | None]:
+    return {
+        "id": key.id,
+        "hint": key.hint,
+        "name": key.name,
+        "project": project,
+        "created_at": key.created_at,
+        "revoked_at": key.revoked_at,
+    }
+
+
 @app.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="The key's id, as `hone keys list` shows it.")]) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `hone keys list` shows it.")], as_json: Json = False
+) -> None:
     """Refuse a key from now on."""
     with _database() as database, database.write() as session:
         if not accounts.revoke_key(session, key_id):
             raise fail(f"there is no key {key_id}. `hone keys list` shows what there is.")
-    say(f"{key_id} is refused from now on.")
+    emit({"id": key_id, "revoked": True}, as_json, lambda: say(f"{key_id} is refused from now on."))
 
 
 def _day(seconds: float) -> str:

@@ -38,7 +38,8 @@ class LiveJob:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def update(self, done: int, total: int | None, figures: str, finish: float | None) -> None:
         """Show ``done`` of ``total``, the figures, and the time left until ``finish`` (unix seconds)."""

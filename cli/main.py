@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ import migrations
 from cli import adapters, evals, files, jobs, keys
 from cli import doctor as doctor_checks
 from cli.console import console, fail, say
+from cli.remote import Json, emit
 from cli.up import up as run_up
 from core.errors import HoneError
 from core.settings import Settings
@@ -73,7 +75,9 @@ def _announce(api_url: str, key: str | None, settings: Settings) -> None:
     say(f"  export OPENAI_BASE_URL={api_url} OPENAI_API_KEY={key or '<your key>'}\n")
     if key is None:
         say("Keys exist but can't be read again; `hone keys create` makes another.")
-    say(f"Any OpenAI client in that shell talks to it. State and logs: {settings.home}. Ctrl-C stops it.")
+    dashboard = api_url.removesuffix("/v1")
+    say(f"Any OpenAI client in that shell talks to it; {dashboard} shows it in a browser.")
+    say(f"State and logs: {settings.home}. Ctrl-C stops it.")
 
 
 def _write_ready_file(path: Path, ready: dict[str, Any]) -> None:
@@ -117,10 +121,10 @@ def migrate() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: Json = False) -> None:
     """Look at everything that Hone needs; exit code 1 when something is missing."""
     checks = doctor_checks.examine(_settings())
-    console.print(doctor_checks.table(checks))
+    emit([asdict(check) for check in checks], as_json, lambda: console.print(doctor_checks.table(checks)))
     if any(not check.good for check in checks):
         raise typer.Exit(1)
 

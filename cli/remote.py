@@ -89,7 +89,7 @@ def print_json(value: Any) -> None:
 def plain(value: Any) -> Any:
     """A client's object as plain data."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", warnings=False)
     if isinstance(value, list):
         return [plain(one) for one in value]
     return value

@@ -43,6 +43,8 @@ class BaseCard(BaseModel):
     #: Whether a template without tools sees ``tools`` as none; versions of transformers differ, and templates look.
     tools_are_none: bool
     default_template: PromptTemplate
+    #: Whether the worker's own blocks cover the model.
+    fast_path: bool
 
 
 def card_key(name: str, entry: BaseModelEntry) -> str:

@@ -36,14 +36,19 @@ _OPTIMIZER_BYTES: dict[Optimizer, float] = {
     "adamw_8bit": 2 + 2 * 4 / 256,
     "paged_adamw_8bit": 2 + 2 * 4 / 256,
 }
+#: Bytes of cuDNN's workspace for attention's backward pass, a token and a value of all heads' queries: sums in float32,
+#: over samples padded to the longest.
+_ATTENTION_BYTES = 12
+#: And at most so many bytes in all where heads share keys.
+_GROUPED_ROOM = 10**9
 #: cuBLAS's workspace of one stream on Hopper.
 _WORKSPACE: dict[Device, int] = {"cuda": 2**25, "cpu": 0}
 #: The CUDA context, libraries' handles and code.
 CUDA_CONTEXT = 600 * 10**6
 #: On a processor it is Python with torch and transformers.
-_CONTEXT: dict[Device, int] = {"cuda": CUDA_CONTEXT, "cpu": 900 * 10**6}
-#: What the allocator can't hand out again, as a share of what is handed out.
-_FRAGMENTS: dict[Device, float] = {"cuda": 0.03, "cpu": 0.05}
+_CONTEXT: dict[Device, int] = {"cuda": CUDA_CONTEXT, "cpu": 700 * 10**6}
+#: What the allocator keeps and can't hand out again: a number of bytes, and a share of what is handed out.
+_FRAGMENTS: dict[Device, tuple[int, float]] = {"cuda": (500 * 10**6, 0.01), "cpu": (0, 0.05)}
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Setup:
     value_bytes: int
     device: Device
     fast_path: bool = True
+    #: The base in 8 bits, of which there are two copies: as much as resident weights take, and never without them.
+    fp8: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,8 @@ def predict(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts, *, r
         "head": head,
         "workspace": _WORKSPACE[setup.device],
     }
-    overhead = _CONTEXT[setup.device] + int(_FRAGMENTS[setup.device] * sum(parts.values()))
+    fixed, share = _FRAGMENTS[setup.device]
+    overhead = _CONTEXT[setup.device] + fixed + int(share * sum(parts.values()))
     return Memory(**parts, overhead=overhead)
 
 
@@ -183,33 +191,35 @@ def _copy_bytes(shape: ModelShape, setup: Setup, *, resident: bool) -> int:
 def _pass_bytes(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts) -> tuple[int, int]:
     """Activations and head at the moment when they are largest together."""
     per_token = {mode: _kept(shape, setup, mode) for mode in ("all", "attention", "input")}
-    whole, transient = per_token["all"], _transient(shape, setup)
     modes = keep.by_block()
     kept = sum(per_token[mode] for mode in modes)
     head = _head_bytes(shape, setup, tokens)
-    # At the loss everything is kept, and the head's share comes on top.
+    # At the loss everything is kept, and the head's share comes on top. In the backward pass a block that kept less
+    # first computes it again; what the blocks after it kept is gone by then.
     peak, at_head = kept * tokens + head, head
+    transient = _transient(shape, setup)
+    fixed = _attention_room(shape, setup, tokens)
     for mode in reversed(modes):
-        again = whole - per_token[mode]
-        if (kept + again + transient) * tokens > peak:
-            peak, at_head = int((kept + again + transient) * tokens), 0
+        here = (kept + per_token["all"] - per_token[mode] + transient) * tokens + fixed
+        if here > peak:
+            peak, at_head = here, 0
         kept -= per_token[mode]
     quadratic = 0 if setup.fast_path else _mask_bytes(setup, tokens)
     return int(peak - at_head) + quadratic, at_head
 
 
 def _kept(shape: ModelShape, setup: Setup, mode: Keep) -> float:
-    """Bytes a token that a block keeps for its backward pass (worker.fast.block.Saved)."""
+    """Bytes a token that a block keeps for its backward pass (worker.fast.block)."""
     size, width, mlp = setup.value_bytes, shape.hidden_size, shape.intermediate_size
-    if mode == "input":
-        return size * width
     if not setup.fast_path:
-        return _kept_by_autograd(shape, setup)
-    qkv, out, gate_up, _ = (_extra(group, setup.lora) for group in GROUPS)
-    # x and middle; q, k, v; what attention returns, which a processor's per-sample attention has twice; the inner
-    # columns; the norms' scales, and attention's log-sums in float32.
-    attended = shape.query_size * (1 if setup.device == "cuda" else 2)
-    attention = 2 * width + shape.query_size + 2 * shape.kv_size + attended + qkv + out
+        return size * width if mode == "input" else _kept_by_autograd(shape, setup)
+    columns = dict.fromkeys(targets(setup.lora), setup.lora.r)
+    qkv, out, gate_up, down = (sum(columns.get(layer, 0) for layer in group) for group in GROUPS)
+    if mode == "input":
+        return size * (width + down)
+    # Attention's output lies in the output layer's input, with the adapters' columns; a processor has it twice.
+    attended = shape.query_size + (_extra(GROUPS[1], setup.lora) if setup.device == "cuda" else shape.query_size)
+    attention = 2 * width + shape.query_size + 2 * shape.kv_size + attended + qkv + out + down
     scales = 4 * (2 + shape.heads)
     return size * attention + scales + (size * (2 * mlp + gate_up) if mode == "all" else 0)
 
@@ -230,21 +240,33 @@ def _kept_by_autograd(shape: ModelShape, setup: Setup) -> float:
 
 
 def _transient(shape: ModelShape, setup: Setup) -> float:
-    """Bytes a token that a block's backward pass takes at most beside what was kept.
+    """Bytes a token that a block's backward pass takes at most beside what it kept or computed again.
 
-    On the fast path that is in the MLP: the gradient at the block's output, that at the product with the adapters'
-    columns, and the product once more. A processor's reference code holds SwiGLU's factors as well.
+    On the fast path either in the MLP, for the gradient at its product, or in attention, for the gradients at its
+    output and at q, k, v; by then the MLP's own values are gone. Seven rows of the model's width are there in either:
+    gradients at a block's and a norm's output, and what the head left. So measured within 0.02 MB a token in each mode
+    (benchmarks/results/h100-2026-11-27/memory-of-blocks.txt). A processor's reference code holds SwiGLU's factors too.
     """
     size, width, mlp = setup.value_bytes, shape.hidden_size, shape.intermediate_size
     if not setup.fast_path:
         return size * (2 * width + 4 * mlp)
-    down = _extra(GROUPS[3], setup.lora)
-    factors = 0 if setup.device == "cuda" else 4 * 5 * mlp
-    return size * (width + 2 * mlp + 2 * down) + factors
+    in_mlp = size * (7 * width + mlp + _extra(GROUPS[3], setup.lora))
+    at_qkv = 2 * shape.query_size + 2 * shape.kv_size + _extra(GROUPS[1], setup.lora)
+    in_attention = size * (7 * width + at_qkv - 2 * mlp) + _ATTENTION_BYTES * shape.query_size
+    if setup.device == "cpu":
+        return in_mlp + 4 * 5 * mlp
+    return max(in_mlp, in_attention)
+
+
+def _attention_room(shape: ModelShape, setup: Setup, tokens: int) -> int:
+    """What cuDNN takes beyond ``_ATTENTION_BYTES`` where heads share keys; it goes through the samples in groups."""
+    if setup.device == "cpu" or not setup.fast_path or shape.heads == shape.kv_heads:
+        return 0
+    return max(0, min(_GROUPED_ROOM, 40 * shape.query_size * tokens))
 
 
 def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
-    """The larger of two moments: the last chunk's logits, and the backward pass of the last norm, in float32.
+    """The last block's output, the last norm's input and output and the loss's gradient, beside a chunk's logits.
 
     Every token counts as trained.
     """
@@ -252,9 +274,8 @@ def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
     chunk = min(tokens, _LOGITS) * shape.vocab_size * size
     if setup.device == "cpu":
         chunk += min(tokens, _LOGITS) * shape.vocab_size * 2 * 4  # the softmax and its gradient
-    forward = tokens * width * (4 + 3 * size) + chunk
-    backward = tokens * width * (16 + 4 * size)
-    return max(forward, backward)
+    rows = 4 * size if setup.fast_path else 16 + 4 * size  # without the fast path the last norm is in float32
+    return tokens * width * rows + chunk
 
 
 def _mask_bytes(setup: Setup, tokens: int) -> int:

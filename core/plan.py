@@ -15,20 +15,20 @@ from core.memory import Device, KeepCounts, Memory, Setup, predict
 from core.shape import ModelShape
 from core.specs import Auto, FineTuneSpec, Precision, QuantizationSpec
 
-#: Tokens a pass that are tried, the largest first. On an H100 with Llama-2-7B's shape, 3,328 tokens a pass train 16.1
-#: thousand tokens a second, 8,192 18.4, 16,384 19.2; a processor's caches want fewer.
+#: Tokens a pass that are tried, the largest first. On an H100 with Llama-2-7B's shape, 3,328 tokens a pass train 17
+#: thousand tokens a second, 8,192 19.2, 16,384 20.4; a processor's caches want fewer.
 _PASSES: dict[Device, tuple[int, ...]] = {
     "cuda": (16_384, 12_288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 512, 256, 128, 64),
     "cpu": (512, 256, 128, 64),
 }
 #: What a pass costs beside its tokens, in tokens: launches, and dequantizing every weight twice. From the
-#: figures above: 42 ms at 20 tokens a ms; with the base resident, 19 ms.
-_PASS_COST: dict[Device, tuple[int, int]] = {"cuda": (850, 370), "cpu": (40, 5)}
+#: figures above: 41 ms at 21.5 tokens a ms; the base resident saves some 9 ms.
+_PASS_COST: dict[Device, tuple[int, int]] = {"cuda": (880, 690), "cpu": (40, 5)}
 #: A processor's memory is other programs' as well: the plan takes this share of it. A GPU's is the worker's alone.
 _SHARE: dict[Device, float] = {"cuda": 1.0, "cpu": 0.75}
 #: Backward and forward of a frozen linear layer cost the same, so computing it once more adds half.
 _AGAIN = 0.5
-_VALUE_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_VALUE_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 2}
 #: Shortest cut that is proposed, in tokens.
 _SHORTEST_CUT = 64
 
@@ -127,6 +127,7 @@ def plan_memory(
         value_bytes=_VALUE_BYTES[precision],
         device=device,
         fast_path=fast_path and covers(spec, precision, device),
+        fp8=precision == "fp8",
     )
     asked = spec.hone.training.microbatch_size
     samples = batch_size if asked == "auto" else min(asked, batch_size)
@@ -152,7 +153,7 @@ def plan_memory(
 
 def covers(spec: FineTuneSpec, precision: Precision, device: Device) -> bool:
     """Whether the fast path covers what was asked for (decision 0008); the model is another matter."""
-    trained = precision == "bfloat16" or (precision == "float32" and device == "cpu")
+    trained = precision == "bfloat16" or (precision, device) in {("float32", "cpu"), ("fp8", "cuda")}
     return spec.hone.training.fast_path and not spec.hone.lora.dropout and trained
 
 
@@ -174,7 +175,7 @@ def step_down(
         tokens = max(longest, largest // 2)
         how = f"passes now have at most {tokens:,} tokens"
         changed: dict[str, Any] = {"pass_tokens": tokens}
-    elif plan.resident:
+    elif plan.resident and precision != "fp8":
         how, changed = "the base's weights are no longer kept dequantized", {"resident": False}
     elif keep.all and plan.fast_path:
         how = "no block keeps its MLP's inner values any more"
@@ -203,6 +204,7 @@ def _setup(plan: MemoryPlan, spec: FineTuneSpec, precision: Precision) -> Setup:
         value_bytes=_VALUE_BYTES[precision],
         device=plan.device,
         fast_path=plan.fast_path,
+        fp8=precision == "fp8",
     )
 
 
@@ -227,7 +229,7 @@ def _best(
     sizes = {max(lengths.longest, min(size, most)) for size in _PASSES[setup.device]}
     best: _Candidate | None = None
     for tokens in sorted(sizes, reverse=True):
-        for resident in (False, True) if setup.fast_path and setup.quantization.type != "none" else (False,):
+        for resident in _residence(setup):
             found = _fit(shape, setup, checkpointing, tokens, room, resident=resident)
             if found is None:
                 continue
@@ -238,6 +240,12 @@ def _best(
             if best is None or cost < best.cost:
                 best = _Candidate(tokens, keep, resident, memory, cost)
     return best
+
+
+def _residence(setup: Setup) -> tuple[bool, ...]:
+    if setup.fp8:
+        return (True,)
+    return (False, True) if setup.fast_path and setup.quantization.type != "none" else (False,)
 
 
 def _fit(
@@ -281,8 +289,8 @@ def _again(shape: ModelShape, setup: Setup, keep: KeepCounts) -> float:
 def _smallest(shape: ModelShape, setup: Setup, checkpointing: Auto | bool, lengths: Lengths) -> _Candidate:
     """One sample at a time, keeping as little as is allowed."""
     *_, keep = _keeps(shape.layers, checkpointing, fast_path=setup.fast_path)
-    memory = predict(shape, setup, lengths.longest, keep)
-    return _Candidate(lengths.longest, keep, False, memory, math.inf)
+    memory = predict(shape, setup, lengths.longest, keep, resident=setup.fp8)
+    return _Candidate(lengths.longest, keep, setup.fp8, memory, math.inf)
 
 
 def _nearest(shape: ModelShape, setup: Setup, spec: FineTuneSpec, lengths: Lengths, room: int) -> dict[str, Any] | None:

@@ -46,7 +46,8 @@ class Profile:
     def add(self, encoded: Encoded) -> None:
         """Count a sample."""
         self.lengths[len(encoded.input_ids)] += 1
-        runs = list(_runs(encoded.trained))
+        # Nothing predicts a sample's first token, so it is never trained.
+        runs = list(_runs([False, *encoded.trained[1:]]))
         for start, end in runs:
             self.starts[start] += 1
             self.ends[end] += 1

@@ -125,8 +125,13 @@ def cut_report(profile: Profile, length: int, reason: str) -> dict[str, Any]:
 
 def _trained(profile: Profile, length: int) -> dict[str, Any]:
     of = _within(profile.lengths, length)
-    tokens = _within(profile.ends, length) - _within(profile.starts, length)
+    tokens = trained_tokens(profile, length)
     return {"tokens": tokens, "of": of, "share": round(tokens / max(1, of), 4)}
+
+
+def trained_tokens(profile: Profile, length: int) -> int:
+    """Trained tokens within the first ``length`` of each sample."""
+    return _within(profile.ends, length) - _within(profile.starts, length)
 
 
 def _advice(report: dict[str, Any], profile: Profile) -> list[str]:

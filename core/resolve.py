@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from core.memory import Device
-from core.plan import Lengths, MemoryPlan, plan_memory
+from core.plan import Lengths, MemoryPlan, covers, plan_memory
 from core.shape import ModelShape
 from core.specs import FineTuneSpec, Optimizer, Precision, PromptTemplate
 
@@ -39,6 +39,8 @@ class Facts:
     deviation_tokens: float = 0.0
     #: Whether the worker's own blocks cover the model.
     fast_path: bool = True
+    #: Whether the device multiplies 8-bit floats with a scale a row.
+    fast_fp8: bool = False
 
 
 class Resolved(BaseModel):
@@ -103,12 +105,15 @@ def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None)
     every = max(1, total_steps // 10)
     max_seq_length = pick("data.max_seq_length", data.max_seq_length, *_length(facts))
     precision = pick("training.precision", training.precision, *_precision(facts))
+    if precision == "fp8" and not (facts.fast_fp8 and facts.fast_path and covers(spec, precision, facts.device)):
+        precision, reason = _precision(facts)
+        reasons["training.precision"] = f"fp8 needs the fast path and a GPU of Hopper's generation or newer; {reason}"
     plan = plan_memory(
         spec=spec,
         shape=facts.shape,
         available=facts.available_memory,
         lengths=Lengths(facts.mean_tokens, facts.longest_tokens, facts.deviation_tokens).cut(max_seq_length),
-        batch_size=batch_size,
+        batch_size=math.ceil(batch_size / training.gpus),
         device=facts.device,
         precision=precision,
         fast_path=facts.fast_path,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 PromptTemplate = Literal["chat", "llama2", "alpaca", "none"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "fp8"]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 Language = Literal["c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript"]
 ScorerName = Literal["hone", "package"]
@@ -67,7 +67,9 @@ class TrainingSpec(Spec):
     weight_decay: float = Field(0.0, ge=0, le=1, description="0: low rank regularizes enough.")
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
     precision: Auto | Precision = Field(
-        "auto", description="Compute type. Auto: bfloat16 where the processor or GPU has it, else float32."
+        "auto",
+        description="Compute type. Auto: bfloat16 where the processor or GPU has it, else float32. `fp8` multiplies by "
+        "the frozen base in 8 bits, on Hopper GPUs (decision 0025).",
     )
     gradient_checkpointing: Auto | bool = Field(
         "auto", description="Recompute activations to save memory. Auto: only where the activations would not fit."
@@ -78,6 +80,9 @@ class TrainingSpec(Spec):
     fast_path: bool = Field(
         True,
         description="Train by Hone's own blocks where they cover the model (decision 0008); same loss, faster.",
+    )
+    gpus: int = Field(
+        1, ge=1, le=16, description="GPUs of one machine that share each step's samples; same loss, sooner."
     )
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="Stop after this many optimizer steps.")
     eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
@@ -109,12 +114,14 @@ class EvaluationDuringTrainingSpec(Spec):
     """CodeBLEU while training, which checkpoint becomes the model, and when to stop early."""
 
     codebleu_steps: Literal["off"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        "off", description="CodeBLEU of answers to validation prompts every N steps. Off: generating takes time."
+        "off",
+        description="CodeBLEU of validation answers, and their loss, every N steps. Off: generating takes time.",
     )
     codebleu_samples: int = Field(
         32, ge=1, le=1000, description="How many validation samples are answered: the first ones, always the same."
     )
     codebleu_max_tokens: int = Field(256, ge=1, le=4096, description="Longest of these answers, in tokens.")
+    codebleu_lang: Language = Field("python", description="What the answers are written in.")
     keep: Literal["last", "best_valid_loss", "best_codebleu"] = Field(
         "last", description="The step whose adapter is the result. Last: one epoch seldom overfits."
     )
@@ -123,6 +130,13 @@ class EvaluationDuringTrainingSpec(Spec):
         description="Stop when this has not improved for `patience` evaluations. Off: all steps are done.",
     )
     patience: int = Field(3, ge=1, le=1000, description="Evaluations in a row without improvement before it stops.")
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The option that needs validation data, or None."""
+        if self.codebleu_steps != "off":
+            return "codebleu_steps"
+        return "keep" if self.keep != "last" else "early_stopping" if self.early_stopping != "off" else None
 
     @model_validator(mode="after")
     def _codebleu_is_measured(self) -> "EvaluationDuringTrainingSpec":

@@ -212,11 +212,14 @@ def _pause(
 # --- A worker's side -------------------------------------------------------------------------------------------------
 
 
-def claim(session: Session, owner: str, lease_seconds: float) -> Claim | None:
-    """Take the first queued job, or None. On PostgreSQL, workers that claim at once skip each other's rows."""
+def claim(session: Session, owner: str, lease_seconds: float, gpus: int = 1) -> Claim | None:
+    """Take the first queued job that asks for at most ``gpus``, or None.
+
+    On PostgreSQL, workers that claim at once skip each other's rows.
+    """
     first = (
         select(Job.id)
-        .where(Job.status == JobStatus.QUEUED)
+        .where(Job.status == JobStatus.QUEUED, Job.gpus <= gpus)
         .order_by(Job.priority, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)

@@ -149,6 +149,8 @@ class Job(Base):
 
     #: Lower runs first; within one priority, in order of arrival.
     priority: Mapped[int] = mapped_column(Integer, default=0)
+    #: GPUs of one machine; a worker with fewer leaves the job to others.
+    gpus: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(64))
     #: Rises with every claim. A worker's write carries the epoch of its claim, so a replaced worker can't write.

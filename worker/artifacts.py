@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from core.resolve import Resolved
 from worker.checkpoints import write_manifest
-from worker.plots import plot_lengths, plot_loss
+from worker.plots import plot_codebleu, plot_lengths, plot_loss
 from worker.protocol import TrainingInput
 
 #: OpenAI's columns first, as its result files have them, then ours.
 CSV_COLUMNS = (
     "step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy",
-    "learning_rate", "grad_norm", "tokens_per_second", "epoch",
+    "learning_rate", "grad_norm", "tokens_per_second", "epoch", "codebleu",
 )  # fmt: skip
 
 History = Mapping[int, Mapping[str, float]]
@@ -41,6 +41,10 @@ def write_artifacts(
     tokenizer.save_pretrained(adapter)
     write_step_metrics(history, adapter / "step_metrics.csv")
     plot_loss(history, adapter / "loss.png", title=f"{job.spec.model}: {resolved.total_steps} steps of QLoRA")
+    if any("codebleu" in row for row in history.values()):
+        plot_codebleu(
+            history, adapter / "codebleu_steps.png", title=f"{job.spec.model}: CodeBLEU of validation answers"
+        )
     plot_lengths(lengths, resolved.max_seq_length, adapter / "lengths.png")
     (adapter / "README.md").write_text(model_card(job, resolved, history, record), encoding="utf-8")
     write_manifest(adapter, record)
@@ -132,8 +136,8 @@ def model_card(job: TrainingInput, resolved: Resolved, history: History, record:
 
 def _first_and_last(history: History) -> list[str]:
     lines = []
-    for column, name in (("train_loss", "training"), ("valid_loss", "validation")):
+    for column, name in (("train_loss", "training loss"), ("valid_loss", "validation loss"), ("codebleu", "CodeBLEU")):
         values = [row[column] for _, row in sorted(history.items()) if column in row]
         if values:
-            lines.append(f"- {name} loss {values[0]:.3f} → {values[-1]:.3f}")
+            lines.append(f"- {name} {values[0]:.3f} → {values[-1]:.3f}")
     return lines

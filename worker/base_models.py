@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import shutil
 from dataclasses import dataclass
+from functools import cache as once
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "fp8": torch.bfloat16,  # of all but the base's matmuls
 }
 
 
@@ -239,8 +241,16 @@ def fingerprint(entry: BaseModelEntry, cache: Path) -> str:
     if isinstance(entry, HubModel):
         return entry.revision
     folder = locate(entry, cache)
+    paths = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    facts = [(path, path.stat()) for path in paths]
+    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in facts))
+
+
+@once
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of these files, once for a process: 13.5 GB take some 8 s."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path, _, _ in files:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

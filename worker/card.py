@@ -19,6 +19,7 @@ from core.base_card import BaseCard
 from core.catalogue import BaseModelEntry
 from core.errors import HoneError
 from worker.base_models import default_template, load_config, load_tokenizer
+from worker.fast.model import uncovered_kind
 from worker.prompts import begin_id
 
 _ENTRY: TypeAdapter[BaseModelEntry] = TypeAdapter(BaseModelEntry)
@@ -26,9 +27,9 @@ _ENTRY: TypeAdapter[BaseModelEntry] = TypeAdapter(BaseModelEntry)
 
 def make_card(entry: BaseModelEntry, cache: Path) -> BaseCard:
     """The card of a base model that is on this machine. Raises HoneError when it is not, or has no fast tokenizer."""
-    tokenizer = load_tokenizer(entry, cache)
+    tokenizer, config = load_tokenizer(entry, cache), load_config(entry, cache)
     return BaseCard(
-        config=load_config(entry, cache).to_dict(),
+        config=config.to_dict(),
         tokenizer=tokenizer.backend_tokenizer.to_str(),
         eos_token=tokenizer.eos_token,
         eos_token_id=tokenizer.eos_token_id,
@@ -38,6 +39,7 @@ def make_card(entry: BaseModelEntry, cache: Path) -> BaseCard:
         chat_template=tokenizer.get_chat_template() if tokenizer.chat_template else None,
         tools_are_none=_tools_are_none(tokenizer),
         default_template=default_template(entry, tokenizer),
+        fast_path=uncovered_kind(config) is None,
     )
 
 

@@ -37,6 +37,11 @@ def fast_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
+def fast_fp8() -> bool:
+    """Whether 8-bit floats are multiplied natively with a scale a row: Hopper and newer."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
 def _cpu_flags() -> set[str]:
     for line in _cpuinfo():
         if line.startswith("flags"):

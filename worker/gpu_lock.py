@@ -20,8 +20,8 @@ from worker.environment import device
 #: Seconds between two looks whether the lock is free.
 _LOOK = 0.5
 
-#: Held until the process ends; closing it would let go of the GPU.
-_held: list[int] = []
+#: Held until the process ends, through all of its jobs; closing one would let go of its GPU.
+_held: dict[Path, int] = {}
 
 
 def hold_gpu(tell: Callable[[str], None], stopped: Callable[[], bool]) -> bool:
@@ -36,7 +36,10 @@ def hold_gpu(tell: Callable[[str], None], stopped: Callable[[], bool]) -> bool:
 
 def hold(name: str, tell: Callable[[str], None], stopped: Callable[[], bool], folder: Path | None = None) -> bool:
     """Take the lock ``name`` as ``hold_gpu`` does. All of the machine's users meet in ``folder``."""
-    descriptor = _open((folder or Path(tempfile.gettempdir())) / f"hone-gpu-{name}.lock")
+    path = (folder or Path(tempfile.gettempdir())) / f"hone-gpu-{name}.lock"
+    if path in _held:
+        return True
+    descriptor = _open(path)
     told = False
     while not _try(descriptor):
         if stopped():
@@ -47,7 +50,7 @@ def hold(name: str, tell: Callable[[str], None], stopped: Callable[[], bool], fo
             told = True
         pulse.beat()  # whoever holds it is watched as well
         time.sleep(_LOOK)
-    _held.append(descriptor)
+    _held[path] = descriptor
     return True
 
 

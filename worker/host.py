@@ -57,6 +57,11 @@ def base_of(source: Path) -> str:
     )
 
 
+def gpus_of(source: Path) -> int:
+    """GPUs that a training job asks for."""
+    return TrainingInput.model_validate_json(source.read_bytes()).spec.hone.training.gpus
+
+
 class Running(Protocol):
     """A job in a process: a ``Child`` of its own, or its turn in the warm one."""
 
@@ -104,7 +109,7 @@ class Turn:
 
     @property
     def lines_told(self) -> int:
-        """As ``Child.lines_told``; over all jobs of the process, which is enough to see that it moves."""
+        """As ``Child.lines_told``: whoever looks compares with an earlier look."""
         return self._child.lines_told
 
     @property

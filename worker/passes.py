@@ -9,6 +9,8 @@ from typing import Any
 Row = dict[str, list[int]]
 #: Makes one row of many: ``worker.sequences.collate``, or TRL's collator.
 Collate = Callable[[list[Row]], dict[str, Any]]
+#: Which of a step's samples are this process's (``worker.ranks``).
+Share = Callable[[list[Row]], list[Row]]
 #: Passes of one step are made alike within this share of what is left to the limit.
 _TRIES = 8
 
@@ -57,9 +59,10 @@ def _cut(lengths: list[int], tokens: int, samples: int) -> list[tuple[int, int]]
 class StepCollator:
     """Collates a step for Trainer, which counts its tokens and labels, and beside that in ``passes``."""
 
-    def __init__(self, collate: Collate, limit: Limit) -> None:
+    def __init__(self, collate: Collate, limit: Limit, share: Share = list) -> None:
         self.collate = collate
         self.limit = limit
+        self.share = share
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         """``input_ids`` and ``labels`` [1, T] of the whole step; ``passes``, each as collated; ``rows``."""
@@ -72,5 +75,6 @@ class StepCollator:
         }
 
     def passes(self, rows: list[Row]) -> list[dict[str, Any]]:
-        """Each pass of a step, collated."""
-        return [self.collate(part) for part in split(rows, self.limit)]
+        """Each pass of this process's share of a step, collated."""
+        mine = self.share(rows)
+        return [self.collate(part) for part in split(mine, self.limit)] if mine else []

@@ -52,6 +52,19 @@ def plot_loss(history: Mapping[int, Mapping[str, float]], path: Path, *, title: 
     save(axes, path)
 
 
+def plot_codebleu(history: Mapping[int, Mapping[str, float]], path: Path, *, title: str) -> None:
+    """CodeBLEU of answers to validation prompts over optimizer steps; step 0 is the base model."""
+    axes = new_axes(title, "optimizer step", "CodeBLEU")
+    steps, values = zip(
+        *((step, row["codebleu"]) for step, row in sorted(history.items()) if "codebleu" in row), strict=True
+    )
+    axes.plot(steps, values, color=BLUE, marker="o", markersize=4, linewidth=1.6)
+    axes.annotate(f"{values[-1]:.3f}", (steps[-1], values[-1]), (4, 4), textcoords="offset points", color=BLUE)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    save(axes, path)
+
+
 def plot_lengths(lengths: Sequence[int], max_seq_length: int, path: Path) -> None:
     """Histogram of sequence lengths with the cut; the last bin holds everything beyond twice the cut."""
     cut = int(np.count_nonzero(np.array(lengths) > max_seq_length))

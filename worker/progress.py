@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from core.errors import TrainingError
 from worker.environment import peak_memory
 from worker.protocol import LineWriter, Saved, Step
+from worker.ranks import ALONE, Ranks
 
 #: Trainer's names for what ``models.tables.StepMetric`` holds.
 _TRAIN_NAMES = {
@@ -21,7 +22,11 @@ _TRAIN_NAMES = {
     "grad_norm": "grad_norm",
     "epoch": "epoch",
 }
-_VALID_NAMES = {"eval_loss": "valid_loss", "eval_mean_token_accuracy": "valid_mean_token_accuracy"}
+_VALID_NAMES = {
+    "eval_loss": "valid_loss",
+    "eval_mean_token_accuracy": "valid_mean_token_accuracy",
+    "eval_codebleu": "codebleu",
+}
 
 
 class StopRequest:
@@ -43,12 +48,13 @@ class StopRequest:
 class StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Ends training at the end of a step, with a checkpoint, once a stop was requested."""
 
-    def __init__(self, stop: StopRequest) -> None:
+    def __init__(self, stop: StopRequest, ranks: Ranks = ALONE) -> None:
         self._stop = stop
+        self._ranks = ranks
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop."""
-        if self._stop.asked:
+        """Save and stop, all ranks after the same step."""
+        if self._ranks.any(self._stop.asked):
             control.should_save = True
             control.should_training_stop = True
 
@@ -61,7 +67,6 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
         self._total_steps = total_steps
         self._started_at = 0.0
         self._first_step = 0
-        self._step_started_at = 0.0
         self._tokens = 0
         #: Figures by step.
         self.history: dict[int, dict[str, float]] = {}
@@ -70,16 +75,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock; a resumed run brings the figures of the steps before."""
-        self._started_at = self._step_started_at = time.monotonic()
+        self._started_at = time.monotonic()
         self._first_step, self._tokens = state.global_step, int(state.num_input_tokens_seen)
         for entry in state.log_history:
             self._keep(int(entry["step"]), entry)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the step's clock, so that validation and saving do not count into its speed."""
-        self._step_started_at = time.monotonic()
 
     def on_log(
         self,
@@ -95,8 +94,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
         if not metrics:
             return
         if "loss" in logs:
-            now, tokens = time.monotonic(), int(state.num_input_tokens_seen)
-            metrics["tokens_per_second"] = (tokens - self._tokens) / max(now - self._step_started_at, 1e-9)
+            tokens = int(state.num_input_tokens_seen)
+            metrics["tokens_per_second"] = (tokens - self._tokens) / max(logs["seconds"], 1e-9)
             self.history[state.global_step] |= metrics
             metrics["peak_memory"] = float(peak_memory())  # of this process: no figure of the run, and in no CSV
             self._tokens = tokens

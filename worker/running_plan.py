@@ -24,14 +24,13 @@ class RunningPlan:
 
     def saw(self, passes: Sequence[dict[str, Any]]) -> None:
         """Take note of passes that fitted."""
-        self.largest = max(self.largest, *(one["input_ids"].numel() for one in passes))
+        self.largest = max([self.largest, *(one["input_ids"].numel() for one in passes)])
 
-    def step_down(self, passes: Sequence[int], longest: int) -> None:
-        """Take the next smaller plan after one of ``passes`` (tokens) did not fit, and tell of it.
+    def step_down(self, largest: int, longest: int) -> None:
+        """Take the next smaller plan after a pass of ``largest`` tokens did not fit, and tell of it.
 
-        ``longest`` is the longest sample among them. Raises TrainingError when there is no smaller one.
+        ``longest`` is the longest sample of its step. Raises TrainingError when there is no smaller one.
         """
-        largest = max(passes)
         smaller = step_down(
             self.resolved.plan, self._shape, self._spec, self.resolved.precision, largest=largest, longest=longest
         )

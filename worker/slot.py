@@ -1,5 +1,6 @@
 """The slot: one thread that claims jobs and carries them out, one at a time. One worker has one slot, for one GPU."""
 
+import os
 import threading
 import uuid
 from queue import Empty, SimpleQueue
@@ -13,6 +14,7 @@ from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
 from worker import workspace
+from worker.announce import look
 from worker.host import Host, warm_command
 from worker.supervise import Attempt, Command, child_command
 
@@ -42,6 +44,8 @@ class Slot:
         self._storage = storage
         self._settings = settings
         self._command = command
+        #: A processor counts as one.
+        self._gpus = max(1, look(os.environ).gpus)
         self._host = host
         if host is None and command is child_command and settings.warm_seconds:
             self._host = Host(warm_command(), settings.warm_seconds)
@@ -100,7 +104,7 @@ class Slot:
 
     def _work_once(self) -> bool:
         with self._database.write() as session:
-            claim = lifecycle.claim(session, self.owner, self._settings.lease_seconds)
+            claim = lifecycle.claim(session, self.owner, self._settings.lease_seconds, self._gpus)
         if claim is None:
             return False
         self._carry_out(claim)

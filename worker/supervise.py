@@ -29,7 +29,7 @@ from worker.checkpoints import MANIFEST
 from worker.child import Child
 from worker.finish import STORAGE_ERRORS, Ending, finish, object_key
 from worker.heart import Heart, Stop
-from worker.host import Host, Order, Running, base_of
+from worker.host import Host, Order, Running, base_of, gpus_of
 from worker.protocol import (
     Answered,
     Done,
@@ -66,10 +66,11 @@ def child_command(kind: JobKind) -> list[str]:
     return [sys.executable, "-m", "worker.train" if kind == JobKind.FINE_TUNE else "worker.evaluate"]
 
 
-def caches(settings: Settings) -> dict[str, str]:
-    """Variables that keep compiled kernels for the next process."""
+def child_variables(settings: Settings) -> dict[str, str]:
+    """Variables of a child: compiled kernels stay for the next one, and the GPU's memory does not fall into pieces."""
     folder = settings.home / "cache"
     return {
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "CUDA_CACHE_PATH": str(folder / "cuda"),
@@ -147,8 +148,11 @@ class Attempt:
 
     def _start(self, space: Workspace) -> Running:
         """The job's process: for training the warm one, if the worker keeps one; anything else has the GPU alone."""
-        env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | caches(self._settings)
-        if self._host is not None and self._claim.kind == JobKind.FINE_TUNE:
+        env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | child_variables(
+            self._settings
+        )
+        gpus = gpus_of(space.input) if self._claim.kind == JobKind.FINE_TUNE else 1
+        if self._host is not None and self._claim.kind == JobKind.FINE_TUNE and gpus == 1:
             return self._host.start(Order.of(space), base_of(space.input), env)
         if self._host is not None:
             self._host.close()

@@ -34,6 +34,7 @@ from worker.environment import (
     available_memory,
     device,
     fast_bfloat16,
+    fast_fp8,
     forget_peak_memory,
     hardware,
     peak_memory,
@@ -44,7 +45,9 @@ from worker.gpu_lock import hold_gpu
 from worker.model_report import model_report
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
+from worker.ranks import ALONE, Ranks, gathered
 from worker.running_plan import RunningPlan
+from worker.selection import restore, watch
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
 from worker.trainer import QLoraTrainer, add_adapter, make_config
 
@@ -62,7 +65,7 @@ class Prepared:
     dataset_report: dict[str, Any]
 
 
-def prepare(job: TrainingInput) -> Prepared:
+def prepare(job: TrainingInput, ranks: Ranks = ALONE) -> Prepared:
     """Read and encode the samples, settle every "auto", cut. Raises HoneError when the data can't be trained on."""
     spec = job.spec
     tokenizer = load_tokenizer(job.base_model, job.cache)
@@ -89,10 +92,11 @@ def prepare(job: TrainingInput) -> Prepared:
             deviation_tokens=pstdev(lengths),
             context_length=config.max_position_embeddings,
             shape=shape,
-            available_memory=available_memory(),
+            available_memory=-ranks.largest([-available_memory()])[0],
             device=device(),
             fast_bfloat16=fast_bfloat16(),
             fast_path=uncovered_kind(config) is None,
+            fast_fp8=fast_fp8(),
             prompt_template=template,
         ),
         job.plan,
@@ -103,17 +107,26 @@ def prepare(job: TrainingInput) -> Prepared:
     return Prepared(tokenizer, sequences, train, validation, resolved, shape, report)
 
 
-def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases = FRESH) -> ExitCode:
+def train(
+    job: TrainingInput,
+    out: Path,
+    lines: LineWriter,
+    stop: StopRequest,
+    bases: Bases = FRESH,
+    ranks: Ranks = ALONE,
+) -> ExitCode:
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
     began = time.monotonic()
 
-    # 1. The data, and the settings that follow from it.
+    # 1. The data, and the settings that follow from it and from the GPU's free memory.
+    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked):
+        return ExitCode.STOPPED
     lines.send(Event(message="Preparing the data"))
-    data = prepare(job)
+    data = prepare(job, ranks)
     resolved = data.resolved
 
     # 2. The base model in 4 bits, and a fresh adapter in float32.
-    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked) or stop.asked:
+    if stop.asked:
         return ExitCode.STOPPED
     wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
     lines.send(Event(message=_told(job.spec.model, loaded=bases.has(wanted))))
@@ -137,22 +150,34 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
         train=data.train,
         validation=data.validation,
         tokenizer=data.tokenizer,
-        callbacks=[progress, StopCallback(stop)],
+        callbacks=[progress, StopCallback(stop, ranks)],
         plan=plan,
         make_fast=partial(fast_model, model, plan),
+        ranks=ranks,
     )
     forget_peak_memory()
     resume_step = checkpoint_step(job.resume_from)
+    selection, codebleu = watch(trainer, job.spec.hone.evaluation, data.sequences.validation, lines, job.resume_from)
     lines.send(Started(resolved=resolved, report=report, step=resume_step))
     if data.validation is not None and not resume_step:
         trainer.evaluate()  # step 0: the base model's own loss
 
     # 4. Training, from the start or from a checkpoint.
-    trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
-    if trainer.state.global_step < resolved.total_steps:
+    if job.resume_from and (resume_step >= resolved.total_steps or selection.has_stopped_before(job.resume_from)):
+        restore(trainer, job.resume_from)  # the attempt before had nothing left but the artifacts
+    else:
+        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    last = trainer.state.global_step
+    if last < resolved.total_steps and not selection.has_stopped(trainer.state.log_history):
         return ExitCode.STOPPED
-    if data.validation is not None and "valid_loss" not in progress.history[resolved.total_steps]:
+    if data.validation is not None and "valid_loss" not in progress.history[last]:
         trainer.evaluate()
+    if codebleu is not None:
+        codebleu.finish()
+    kept_step = selection.apply(model, trainer.state)
+
+    if ranks.rank:
+        return ExitCode.DONE
 
     # 5. The artifacts.
     report["run"] = {
@@ -160,6 +185,8 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
         "peak_memory": peak_memory(),
         "memory": plan.report(peak_memory()),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),
+        "last_step": last,
+        "kept_step": kept_step,
     }
     save(job, out / "artifacts", replace(data, resolved=plan.resolved), model, progress, report)
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
@@ -171,7 +198,10 @@ def _told(model: str, *, loaded: bool) -> str:
 
 
 def warn_if_uncovered(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> None:
-    """Tell why a model that should be on the fast path is not."""
+    """Tell why a model that should be on the fast path is not, or not in 8 bits."""
+    if spec.hone.training.precision == "fp8" != resolved.precision:
+        why = resolved.reasons["training.precision"]
+        lines.send(Event(message=f"Training in {resolved.precision}: {why}", level="warn"))
     if resolved.plan.fast_path or not spec.hone.training.fast_path:
         return
     reason = uncovered(model) or f"{resolved.precision} on this device is not covered"
@@ -183,10 +213,8 @@ def fast_model(model: PeftModel, plan: RunningPlan) -> FastModel | None:
     now = plan.resolved.plan
     if not now.fast_path:
         return None
-    fast = FastModel(model, resident=now.resident)
-    for block, keep in zip(fast.blocks, now.keep_counts.by_block(), strict=True):
-        block.keep = keep
-    return fast
+    fp8 = plan.resolved.precision == "fp8"
+    return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident and not fp8, fp8=fp8)
 
 
 def checkpoint_step(folder: Path | None) -> int:
@@ -243,7 +271,9 @@ def run(source: Path, out: Path, lines: LineWriter, stop: StopRequest, bases: Ba
     """Run the job of an input file; every way to end has its exit code."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return train(TrainingInput.model_validate_json(source.read_bytes()), out, lines, stop, bases)
+        job = TrainingInput.model_validate_json(source.read_bytes())
+        with gathered(job.spec.hone.training.gpus, source, out) as ranks:
+            return train(job, out, lines, stop, bases, ranks)
     except Exception as error:
         told = error if isinstance(error, HoneError) else disk_full(error)
         if told is None:

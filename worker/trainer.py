@@ -1,6 +1,7 @@
 """TRL's SFTTrainer with what QLoRA needs: float32 adapters, exact validation, sealed checkpoints."""
 
 import gc
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -17,7 +19,9 @@ from worker import pulse
 from worker.checkpoints import write_manifest
 from worker.environment import device, random_state, seed_everything, set_random_state
 from worker.fast.model import FastModel
+from worker.late import Figures, Mark, to_host
 from worker.passes import Collate, StepCollator
+from worker.ranks import ALONE, Ranks
 from worker.running_plan import RunningPlan
 from worker.sequences import IGNORED, collate
 
@@ -44,7 +48,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int)
 def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> SFTConfig:
     """The trainer's arguments from a job's settings; whatever is not set here is TRL's default."""
     training = spec.hone.training
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(out),
         seed=spec.seed,
         num_train_epochs=resolved.n_epochs,
@@ -59,7 +63,7 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         optim=resolved.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        bf16=resolved.precision == "bfloat16",
+        bf16=resolved.precision in {"bfloat16", "fp8"},
         fp16=resolved.precision == "float16",
         use_cpu=device() == "cpu",
         gradient_checkpointing=resolved.gradient_checkpointing and not resolved.plan.fast_path,
@@ -75,9 +79,15 @@ def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_valida
         save_steps=resolved.save_steps,
         save_total_limit=3,
         include_num_input_tokens_seen="all",
+        # A loss that is no number ends the job; looking at every loss would make the GPU wait.
+        logging_nan_inf_filter=False,
+        accelerator_config={"non_blocking": device() == "cuda"},
         report_to="none",
         disable_tqdm=True,
     )
+    config.device  # noqa: B018 - asks for the devices; Trainer would spread a batch over all GPUs that it sees
+    config._n_gpu = 1
+    return config
 
 
 class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
@@ -94,6 +104,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         callbacks: list[TrainerCallback],
         plan: RunningPlan,
         make_fast: Callable[[], FastModel | None],
+        ranks: Ranks = ALONE,
     ) -> None:
         # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
         masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -108,12 +119,21 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         for name, parameter in model.named_parameters():
             if name in masters:
                 parameter.data = masters[name]
+        #: Called with a checkpoint's folder before it is sealed, to put more into it.
+        self.before_seal: list[Callable[[Path], None]] = []
         self._make_fast = make_fast
         self._fast = make_fast()
         self._plan = plan
         flatten: Collate = collate if self._fast is not None else self.data_collator  # type: ignore[has-type]
-        self._collator = StepCollator(flatten, plan.limit)
+        self._ranks = ranks
+        self._collator = StepCollator(flatten, plan.limit, ranks.mine)
         self.data_collator = self._collator
+        self._late: deque[Figures] = deque()
+        self._hits: list[Tensor] = []
+        self._trained: int | Tensor = 0
+        self._mark = Mark(self.args.device)
+
+    # --- A step -------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a step, pass by pass; the step's loss, over all its trained tokens.
@@ -125,24 +145,39 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         passes = self._collator.passes(rows) if fetched_before else inputs["passes"]
         state = random_state()
         while True:
+            losses, failed = [torch.zeros((), device=self.args.device)], False
             try:
-                losses = [super(QLoraTrainer, self).training_step(model, one, num_items_in_batch) for one in passes]
+                losses += [super(QLoraTrainer, self).training_step(model, one, num_items_in_batch) for one in passes]
             except torch.OutOfMemoryError:
-                sizes = [one["input_ids"].numel() for one in passes]
-            else:
-                self._plan.saw(passes)
-                return torch.stack(losses).sum()
+                failed = True
             # Out of the except block, whose traceback holds the pass's tensors.
-            self._step_down(sizes, max(len(row["input_ids"]) for row in rows))
+            if not self._ranks.any(failed):
+                self._plan.saw(passes)
+                return self._join(torch.stack(losses).sum())
+            sizes = [one["input_ids"].numel() for one in passes]
+            self._step_down(*self._ranks.largest([max(sizes, default=0), max(len(row["input_ids"]) for row in rows)]))
             set_random_state(state)
             passes = self._collator.passes(rows)
 
-    def _step_down(self, sizes: list[int], longest: int) -> None:
+    def _join(self, loss: Tensor) -> Tensor:
+        """The step's loss over all ranks; gradients and hits become all ranks' as well."""
+        if self._ranks.size == 1:
+            return loss
+        self._ranks.sum_gradients(self.model.parameters())
+        hits = torch.stack(self._hits).sum() if self._hits else torch.zeros_like(loss)
+        figures = self._ranks.sum(torch.stack([loss, hits.float(), loss.new_tensor(float(self._trained))]))
+        if self._fast is not None:
+            self._hits, self._trained = [figures[1]], figures[2]
+        return figures[0]
+
+    def _step_down(self, largest: int, longest: int) -> None:
         self.model.zero_grad(set_to_none=True)
+        self._hits, self._trained = [], 0
+        self._metrics["train"].clear()
         self._fast = None
         gc.collect()
         torch.cuda.empty_cache()
-        self._plan.step_down(sizes, longest)
+        self._plan.step_down(largest, longest)
         self._fast = self._make_fast()
         if self._fast is None and self._plan.resolved.gradient_checkpointing:
             self.model.enable_input_require_grads()
@@ -157,16 +192,85 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, hits = self._fast.loss(inputs)
         count = len(inputs["targets"])
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["mean_token_accuracy"].append(hits.detach() / count)
+        self._hits.append(hits.detach())
+        self._trained += count
         return loss / (count if num_items_in_batch is None else num_items_in_batch)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; what was kept on the device until now is fetched here, once a step."""
-        for values in self._metrics.values():
-            for name, entries in values.items():
-                values[name] = [float(entry) for entry in entries]
-        super().log(logs, start_time)
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nothing: Trainer would count the model's parameters anew for every batch, for a figure that none reads."""
+        return 0
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count without the device, which Trainer's own way waits for."""
+        if self.args.world_size > 1:
+            super()._track_num_input_tokens(inputs)
+        else:
+            self.state.num_input_tokens_seen += inputs["input_ids"].numel()
+
+    # --- Its figures --------------------------------------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Tensor,
+        grad_norm: Tensor | float | None,
+        model: Any,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Log the step before; all that are not logged yet, where something is to be saved, validated or ended."""
+        control = self.control
+        if control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._late.append(self._take(tr_loss, grad_norm, learning_rate))
+            self._globalstep_last_logged = self.state.global_step
+        pause = control.should_evaluate or control.should_save
+        self._log_late(leave=0 if pause or control.should_training_stop else 1)
+        super()._maybe_log_save_evaluate(
+            tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
+        )
+        if pause:
+            self._mark = Mark(self.args.device)
+
+    def _take(self, tr_loss: Tensor, grad_norm: Tensor | float | None, learning_rate: float | None) -> Figures:
+        """The step's figures, on their way to the host; sums begin anew."""
+        values: dict[str, Any] = {"loss": tr_loss}
+        if grad_norm is not None:
+            values["grad_norm"] = grad_norm
+        if self._hits:
+            values["mean_token_accuracy"] = torch.stack(self._hits).sum() / self._trained
+        for name, entries in self._metrics["train"].items():
+            values[name] = sum(entries) / len(entries)
+        host = to_host(values, self.args.device)
+        tr_loss.zero_()
+        self._metrics["train"].clear()
+        self._hits, self._trained = [], 0
+        began, self._mark = self._mark, Mark(self.args.device)
+        return Figures(
+            step=self.state.global_step,
+            epoch=self.state.epoch,
+            tokens=self.state.num_input_tokens_seen,
+            learning_rate=self._get_learning_rate() if learning_rate is None else learning_rate,
+            names=list(values),
+            values=host,
+            began=began,
+            done=self._mark,
+        )
+
+    def _log_late(self, *, leave: int) -> None:
+        """Log the oldest figures until ``leave`` are left, each as of its own step."""
+        state = self.state
+        now = state.global_step, state.epoch, state.num_input_tokens_seen
+        while len(self._late) > leave:
+            one = self._late.popleft()
+            figures = one.fetch()
+            self._total_loss_scalar += figures["loss"]
+            state.global_step, state.epoch, state.num_input_tokens_seen = one.step, one.epoch, one.tokens
+            try:
+                self.log(figures)
+            finally:
+                state.global_step, state.epoch, state.num_input_tokens_seen = now
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -176,18 +280,21 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         Trainer's own evaluation averages batches, so a batch of few tokens would weigh as much as one of many.
         """
         self.model.eval()
-        tokens, loss, correct = 0, 0.0, 0.0
+        tokens, loss, correct = 0, torch.zeros((), device=self.args.device), torch.zeros((), device=self.args.device)
         for one in (one for batch in self.get_eval_dataloader(eval_dataset) for one in batch["passes"]):
             inputs = self._prepare_inputs(one)
-            count = int((inputs["labels"] != IGNORED).sum())
+            count = len(inputs["targets"]) if self._fast else int((inputs["labels"] != IGNORED).sum())
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss += float(self.compute_loss(self.model, inputs)) * count
-            correct += float(self._metrics["eval"]["mean_token_accuracy"][-1]) * count
+                loss += self.compute_loss(self.model, inputs) * count
+            correct += self._hits.pop() if self._fast else self._metrics["eval"]["mean_token_accuracy"][-1] * count
             tokens += count
+        self._trained = 0
         self._metrics["eval"].clear()
+        loss, correct, count_of_all = self._ranks.sum(torch.stack([loss, correct, loss.new_tensor(float(tokens))]))
+        tokens = int(count_of_all)
         metrics = {
-            f"{metric_key_prefix}_loss": loss / tokens,
-            f"{metric_key_prefix}_mean_token_accuracy": correct / tokens,
+            f"{metric_key_prefix}_loss": float(loss) / tokens,
+            f"{metric_key_prefix}_mean_token_accuracy": float(correct) / tokens,
         }
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -195,6 +302,10 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
+        if self._ranks.rank:
+            return
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        for save in self.before_seal:
+            save(folder)
         write_manifest(folder, {"step": self.state.global_step})

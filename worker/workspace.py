@@ -10,13 +10,13 @@ HONE_HOME/work/{job}/{attempt}-{epoch}/
 
 import fcntl
 import hashlib
-import re
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -29,13 +29,14 @@ from core.settings import Settings
 from core.specs import EvaluationSpec, FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
-from models.access import find_model
+from models.access import find_model, model_name
 from models.database import Database
 from models.lifecycle import Claim
 from models.status import JobKind
-from models.tables import Checkpoint, File, FineTunedModel, Job, KeptAnswer, Project
+from models.tables import Checkpoint, File, Job, KeptAnswer, Project
 from worker import bundles
 from worker.bundles import BundleError
+from worker.checkpoints import MANIFEST
 from worker.kept import write_kept
 from worker.protocol import EvaluationInput, TrainingInput
 
@@ -157,7 +158,7 @@ class Preparation:
             plan = (job.resolved or {}).get("plan")
         return TrainingInput(
             job_id=job.id,
-            fine_tuned_model=fine_tuned_model_id(spec, project.name, job.id),
+            fine_tuned_model=model_name(job, project.name),
             spec=spec,
             base_model=find_base_model(load_catalogue(self._settings), spec.model),
             cache=self._settings.home / "models",
@@ -176,7 +177,6 @@ class Preparation:
             spec = EvaluationSpec.model_validate(job.spec)
             items = self._find_file(session, job.project_id, spec.items_file, "items_file")
             tuned = None if spec.model == spec.base_model else _find_tuned(session, job, spec.model)
-            adapter = tuned and self._find_file(session, tuned.project_id, tuned.adapter_file_id, "model")
             kept = lifecycle.kept_answers(session, job.id)
         template = spec.prompt_template
         asks = spec.source == "completions"
@@ -188,8 +188,8 @@ class Preparation:
             items_file=self._fetch_dataset(items, "items.jsonl", "items_file"),
             max_line_bytes=self._settings.max_line_bytes,
             kept=self._write_kept(kept) if kept else None,
-            adapter=self._fetch_adapter(adapter) if adapter else None,
-            prompt_template=tuned.prompt_template if tuned and template == "auto" else template,
+            adapter=self._fetch_adapter(tuned) if tuned else None,
+            prompt_template=tuned.template if tuned and template == "auto" else template,
         )
 
     def _write_kept(self, rows: list[KeptAnswer]) -> Path:
@@ -204,7 +204,7 @@ class Preparation:
             raise _missing_file(file_id, param)
         return found
 
-    def _fetch_dataset(self, file: File, name: str, param: str) -> Path:
+    def _fetch_dataset(self, file: File | Checkpoint, name: str, param: str) -> Path:
         path = self._folder / name
         try:
             self._fetch(file.storage_key, file.sha256, path)
@@ -214,13 +214,16 @@ class Preparation:
             raise _damaged_file(file.id, param, error) from error
         return path
 
-    def _fetch_adapter(self, file: File) -> Path:
-        archive, folder = self._fetch_dataset(file, "adapter.zip", "model"), self._folder / "adapter"
+    def _fetch_adapter(self, tuned: "_Tuned") -> Path:
+        """The folder of an adapter; a checkpoint's manifest does not know its job's settings, so they are added."""
+        archive, folder = self._fetch_dataset(tuned.adapter, "adapter.zip", "model"), self._folder / "adapter"
         try:
             bundles.unpack(archive, folder)
         except BundleError as error:
-            raise _damaged_file(file.id, "model", error) from error
+            raise _damaged_file(tuned.adapter.id, "model", error) from error
         archive.unlink()
+        if isinstance(tuned.adapter, Checkpoint):
+            (folder / MANIFEST).write_text(json.dumps({"spec": tuned.spec}), encoding="utf-8")
         return folder
 
     def _resume_from(self, checkpoints: list[Checkpoint]) -> Path | None:
@@ -267,24 +270,23 @@ def _damaged_file(file_id: str, param: str, error: BundleError) -> HoneError:
     )
 
 
-def _find_tuned(session: Session, job: Job, model: str) -> FineTunedModel:
+@dataclass(frozen=True)
+class _Tuned:
+    """A fine-tuned model that a job starts from: its adapter's zip, and what it was trained with."""
+
+    adapter: File | Checkpoint
+    template: str
+    spec: dict[str, Any]
+
+
+def _find_tuned(session: Session, job: Job, model: str) -> _Tuned:
     found = find_model(session, job.project_id, model)
     if found is None:
         raise TrainingError(f"The model {model!r:.300} is gone.", param="model", code="model_not_found")
-    return found
+    return _Tuned(found.adapter, found.prompt_template, session.get_one(Job, found.job_id).spec)
 
 
 def _checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
     """A job's checkpoints, the newest first."""
     query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
     return list(session.scalars(query))
-
-
-def fine_tuned_model_id(spec: FineTuneSpec, project: str, job_id: str) -> str:
-    """``ft:BASE:PROJECT:SUFFIX:ID``, ID being the last 8 characters of the job's."""
-    return f"ft:{spec.model}:{_word(project) or 'hone'}:{_word(spec.suffix or '')}:{job_id[-8:]}"
-
-
-def _word(text: str) -> str:
-    """At most 64 characters that stand for themselves in a URL's path; colons are left to separate."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:64]

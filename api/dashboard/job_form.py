@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api import jobs
+from api import estimates, jobs
 from api.dashboard.page import PageRoute, ViewerDep, go_to, page
 from api.dashboard.settings_table import label_of, title_of
 from api.deps import Parts, PartsDep, ReadSession
@@ -65,6 +65,17 @@ class Refusal:
 
     message: str
     param: str | None
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """A part of the memory at its peak, as a stretch of a bar."""
+
+    title: str
+    bytes: int
+    start: float
+    width: float
+    colour: int
 
 
 def _text(value: Any) -> str:
@@ -250,11 +261,43 @@ def new_job_page(
     return _form_page(request, session, viewer, parts, values, copied=copy_of)
 
 
+@router.post("/jobs/new/estimate")
+async def estimate(request: Request, viewer: ViewerDep, parts: PartsDep) -> Response:
+    """What the job of a form would take."""
+    values = await _typed(request)
+    return await run_in_threadpool(_estimate, request, viewer, parts, values)
+
+
+def _estimate(request: Request, viewer: ViewerDep, parts: Parts, values: dict[str, str]) -> Response:
+    try:
+        found = estimates.estimate_job(read_body(body_of(values)), viewer.project_id, parts)
+    except (HoneError, RequestValidationError) as error:
+        return page(request, "estimate.html", refusal=refusal_of(error))
+    return page(request, "estimate.html", refusal=None, found=found, memory=memory_parts(found.memory))
+
+
+def memory_parts(memory: Mapping[str, Any] | None) -> list[MemoryPart]:
+    """The parts of the peak as stretches of one bar, in percent of it."""
+    made: list[MemoryPart] = []
+    start = 0.0
+    parts = memory["parts"] if memory else []
+    whole = sum(part["bytes"] for part in parts) or 1
+    for colour, part in enumerate(parts, start=1):
+        width = 100 * part["bytes"] / whole
+        made.append(MemoryPart(part["title"], part["bytes"], start, width, min(colour, 8)))
+        start += width
+    return made
+
+
+async def _typed(request: Request) -> dict[str, str]:
+    async with request.form(max_files=0, max_fields=100) as form:
+        return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
 @router.post("/jobs")
 async def create(request: Request, viewer: ViewerDep, parts: PartsDep) -> Response:
     """Submit the form."""
-    async with request.form(max_files=0, max_fields=100) as form:
-        values = {name: value for name, value in form.items() if isinstance(value, str)}
+    values = await _typed(request)
     return await run_in_threadpool(_create, request, viewer, parts, values)
 
 
@@ -270,4 +313,4 @@ def _create(request: Request, viewer: ViewerDep, parts: Parts, values: dict[str,
 def _submit(viewer: ViewerDep, parts: Parts, values: dict[str, str]) -> FineTuningJob:
     body = read_body(body_of(values))
     with parts.database.write() as session:
-        return jobs.create_job(body, viewer.project_id, session, parts.catalogue)
+        return jobs.create_job(body, viewer.project_id, session, parts)

@@ -173,6 +173,14 @@ def job_checkpoints_part(job_id: str, request: Request, viewer: ViewerDep, sessi
     return page(request, "job_checkpoints.html", checkpoints=checkpoints)
 
 
+@router.get("/jobs/{job_id}/checkpoints/{checkpoint_id}")
+def checkpoint(
+    job_id: str, checkpoint_id: str, request: Request, viewer: ViewerDep, session: ReadSession, storage: StorageDep
+) -> Response:
+    """Download a checkpoint."""
+    return jobs.download_checkpoint(job_id, checkpoint_id, request, viewer.project_id, session, storage)
+
+
 @router.get("/jobs/{job_id}/metrics.json")
 def job_metrics(
     job_id: str,

@@ -108,7 +108,7 @@ def look(parts: Parts, viewer: ViewerDep, file: File, choice: Choice) -> Preflig
         parts,
         model=choice.model or None,
         template=choice.template,
-        max_seq_length=choice.max_seq_length,
+        max_seq_length=str(choice.max_seq_length),
         validation_file=choice.validation_file,
     )
     return PreflightObject.model_validate_json(bytes(answer.body))
@@ -173,7 +173,7 @@ def sample_part(
             session,
             model=choice.model,
             template=choice.template,
-            max_seq_length=choice.max_seq_length,
+            max_seq_length=str(choice.max_seq_length),
         )
     except HoneError as error:
         if error.code == "not_found" and "samples" not in error.message:

@@ -77,8 +77,6 @@ def _criterion(entry: Mapping[str, Any]) -> Criterion:
     lines = [Line(_title(entry, score), _bar(tuned, score), _bar(base, score), headline=True)]
     lines += [Line(title, _bar(tuned, name), _bar(base, name)) for name, title in PARTS.items() if name in tuned]
     counts = [(title, tuned.get(name), base.get(name)) for name, title in COUNTS.items() if name in tuned]
-    difference = entry.get("difference")
-    verdict = difference.get("sentence") if isinstance(difference, dict) else None
     return Criterion(
         name=str(entry.get("name", "")),
         kind=str(entry.get("type", "")),
@@ -86,7 +84,7 @@ def _criterion(entry: Mapping[str, Any]) -> Criterion:
         threshold=entry.get("pass_threshold"),
         lines=[line for line in lines if line.tuned is not None],
         counts=counts,
-        verdict=verdict,
+        verdict=(entry.get("verdict") or {}).get("sentence"),
     )
 
 

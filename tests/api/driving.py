@@ -83,7 +83,15 @@ def train(database: Database, storage: Storage, *, adapter: bytes = b"PK-adapter
         for step in (1, 2):
             lifecycle.record_step(session, taken, step, {"train_loss": 2.0 / step}, total_steps=2)
         metrics = {"train_loss": 1.0, "train_accuracy": 0.5, "valid_loss": 1.5}
-        row = Checkpoint(job_id=taken.job_id, step=2, storage_key="c", bytes=1, sha256="0", metrics=metrics)
+        stored = storage.put(f"jobs/{taken.job_id}/1-1/checkpoint-2.zip", [b"PK-checkpoint"])
+        row = Checkpoint(
+            job_id=taken.job_id,
+            step=2,
+            storage_key=stored.key,
+            bytes=stored.bytes,
+            sha256=stored.sha256,
+            metrics=metrics,
+        )
         lifecycle.record_checkpoint(session, taken, row)
     with database.write() as session:
         job = session.get_one(Job, taken.job_id)

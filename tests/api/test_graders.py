@@ -56,10 +56,10 @@ def test_a_valid_grader_comes_back_as_it_was_understood(shared: Shared):
 @pytest.mark.parametrize(
     ("path", "grader", "more", "param", "words"),
     [
-        ("validate", {"type": "python", "name": "p", "source": "1"}, {}, "grader", "runs no code and asks no model"),
+        ("validate", {"type": "python", "name": "p", "source": "1"}, {}, "grader", "no code that requests bring"),
         ("validate", {**SAME, "operation": "is"}, {}, "grader.operation", "'eq', 'ne', 'like' or 'ilike'"),
         ("validate", {**SAME, "input": "{{sample.output_json}}"}, {}, "grader", "only {{item.<name>}}"),
-        ("validate", {**NEAR, "evaluation_metric": "cosine"}, {}, "grader.evaluation_metric", "'fuzzy_match'"),
+        ("validate", {**NEAR, "evaluation_metric": "cosine"}, {}, "grader.evaluation_metric", "compares embeddings"),
         ("validate", {"name": "x"}, {}, "grader", "'type'"),
         ("run", SAME, {}, "model_sample", "missing"),
         ("run", SAME, {"model_sample": "a"}, "item", "wanted"),

@@ -25,6 +25,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
     run = shared.http.post(f"/v1/evals/{eval_id}/runs", json=run_body({"type": "file_id", "id": file_id})).json()
     evaluate(shared.database, storage)
     item = shared.http.get(f"/v1/evals/{eval_id}/runs/{run['id']}/output_items").json()["data"][0]
+    [checkpoint] = shared.http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"]
     announced = {"filename": "f", "purpose": "fine-tune", "bytes": 1, "mime_type": "text/jsonl"}
     upload_id = shared.http.post("/v1/uploads", json=announced).json()["id"]
     model_id = shared.http.get("/v1/models").json()["data"][-1]["id"]
@@ -40,6 +41,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "file_id": file_id,
         "training_file": job["training_file"],
         "job_id": job["id"],
+        "checkpoint_id": checkpoint["id"],
         "model_id": model_id,
         "permission_id": permission["id"],
         "eval_id": eval_id,
@@ -48,6 +50,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "endpoint_id": endpoint["id"],
         "upload_id": upload_id,
         "delivery_id": delivery["id"],
+        "index": "0",
     }
 
 
@@ -85,7 +88,7 @@ def test_every_route_with_an_id_answers_404_to_another_project(shared: Shared, t
 def test_the_owner_still_has_everything(shared: Shared, theirs: dict[str, Any]):
     seen = 0
     for method, path in _routes(shared):
-        if method == "GET":
+        if method == "GET" and "/preflight" not in path:  # which an evaluation's file has none of
             assert shared.http.get(path.format(**theirs)).status_code == 200, path
             seen += 1
     assert seen >= 12

@@ -155,3 +155,21 @@ def test_deleting_a_model_takes_its_permissions_along_and_waits_for_the_others_r
         assert session.scalar(select(func.count()).select_from(CheckpointPermission)) == 0
     assert grant(http, model, other.project_id).status_code == 404
     assert upload(http)
+
+
+def test_a_checkpoint_has_permissions_of_its_own_which_outlive_its_model(http, other: Grantee, model: str):
+    job = http.get("/v1/fine_tuning/jobs").json()["data"][0]
+    [checkpoint] = http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"]
+    name = checkpoint["fine_tuned_model_checkpoint"]
+    assert grant(http, name, other.project_id).status_code == 200
+    assert name in other.models()
+    assert model not in other.models()
+    assert other.ask("GET", f"/v1/models/{name}").json()["hone"]["job_id"] == job["id"]
+    assert other.run(name).status_code == 201
+    assert http.get(url_of(model)).json()["data"] == []
+    assert http.delete(f"/v1/models/{model}").status_code == 200
+    [permission] = http.get(url_of(name)).json()["data"]
+    assert name in other.models()
+    assert http.delete(f"{url_of(name)}/{permission['id']}").status_code == 200
+    assert other.ask("GET", f"/v1/models/{name}").status_code == 404
+    assert name not in other.models()

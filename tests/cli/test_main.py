@@ -96,6 +96,8 @@ def test_a_setting_that_cannot_be_used_is_named(monkeypatch):
 
 
 def test_doctor_is_content_with_a_database_of_the_present_schema(hone):
+    assert "hone keys create" in hone("doctor").output.replace("\n", " ")
+    hone("keys", "create")
     result = hone("doctor")
     assert "wrong" not in result.output
     assert result.exit_code == 0
@@ -112,7 +114,7 @@ def test_doctor_finds_what_is_wrong_and_fails(monkeypatch, tmp_path, sqlite_url)
     monkeypatch.setenv("HONE_STORAGE_URL", (tmp_path / "file" / "below").as_uri())
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 1
     wrong = {check.name: check for check in doctor.examine(Settings()) if not check.good}
-    assert wrong.keys() == {"database", "broker", "storage", "catalogue"}
+    assert wrong.keys() == {"database", "keys", "broker", "storage", "catalogue", "models"}
     assert all(check.cure for check in wrong.values())
     assert not (tmp_path / "home").exists(), "looking changes nothing"
 

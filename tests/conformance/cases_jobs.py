@@ -161,9 +161,13 @@ async def other_methods(api: Speaker) -> None:
             await api.refuses("method.type=dpo", "fine_tuning.jobs.create", **asked, method=method)
             continue
         dpo_file["training_file"] = await _file(api, PAIRS)
-        job = await api.call("fine_tuning.jobs.create", **dpo_file, method=method)
-        assert job.method.type == "dpo"
-        await api.call("fine_tuning.jobs.cancel", fine_tuning_job_id=job.id)
+        endless = {"hone": {"training": {"max_steps": 100_000}}}
+        job = await api.call("fine_tuning.jobs.create", **dpo_file, method=method, extra_body=endless)
+        assert (job.method.type, job.method.supervised) == ("dpo", None)
+        assert job.method.dpo.hyperparameters.beta == values["beta"]
+        mine = {"fine_tuning_job_id": job.id}
+        await api.call("fine_tuning.jobs.cancel", **mine)
+        await api.until(lambda job: job.status in ENDED, "fine_tuning.jobs.retrieve", **mine)
     grader = {"type": "string_check", "name": "g", "input": "a", "reference": "b", "operation": "eq"}
     reinforcement = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": AUTO}}
     for place in ("method.reinforcement", "method.type=reinforcement"):

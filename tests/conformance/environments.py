@@ -19,10 +19,11 @@ class NotInstalledError(Exception):
 def make_all() -> dict[str, Path | NotInstalledError]:
     """The Python of each version's environment, or why there is none. Made at once: most of the time is waiting."""
     with ThreadPoolExecutor(len(VERSIONS)) as pool:
-        return dict(zip(VERSIONS, pool.map(_make, VERSIONS), strict=True))
+        return dict(zip(VERSIONS, pool.map(make, VERSIONS), strict=True))
 
 
-def _make(version: str) -> Path | NotInstalledError:
+def make(version: str) -> Path | NotInstalledError:
+    """The Python of one version's environment, or why there is none."""
     folder = Path(sys.prefix) / f"openai-{version}"
     python, ready = folder / "bin" / "python", folder / "ready"
     with folder.with_suffix(".lock").open("w") as lock:

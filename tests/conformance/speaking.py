@@ -91,6 +91,8 @@ class Speaker:
             response.text if is_json else "",
         )
         self.heard.exchanges.append(exchange)
+        if exchange.status >= 400 and not _is_error(exchange.body):
+            self.heard.problems.append(f"{exchange.method} {path}: {exchange.status} is no error: {response.text:.200}")
         if not response.headers.get("x-request-id", "").startswith("req_"):
             self.heard.problems.append(f"{exchange.method} {path}: {exchange.status} without x-request-id")
 
@@ -107,7 +109,7 @@ class Speaker:
         if inspect.isawaitable(answer):
             answer = await answer
         if isinstance(answer, BaseModel):
-            self._check(method, answer, given.get("payload") or self.heard.exchanges[-1].text)
+            self.check(method, answer, given.get("payload") or self.heard.exchanges[-1].text)
         self.heard.works[method] |= used_places(function, given)
         return answer
 
@@ -119,7 +121,7 @@ class Speaker:
             page = page.get_next_page()
             if inspect.isawaitable(page):
                 page = await page
-            self._check(method, page, self.heard.exchanges[-1].text)
+            self.check(method, page, self.heard.exchanges[-1].text)
             entries += page.data
         return entries
 
@@ -133,7 +135,7 @@ class Speaker:
 
     async def fails(self, status: int, code: str | None, method: str, /, **given: Any) -> Any:
         """Call what has to be refused, in OpenAI's shape and by the client's own class for the status."""
-        error = await self._error_of(method, given)
+        error = await self.error_of(method, given)
         assert error is not None, f"{method}{given} was not refused"
         assert error.status_code == status, f"{method}: {error.status_code} {error.message}"
         assert error.code == code, f"{method}: {error.code!r} instead of {code!r}: {error.message}"
@@ -141,7 +143,8 @@ class Speaker:
         assert error.request_id.startswith("req_")
         return error
 
-    async def _error_of(self, method: str, given: dict[str, Any]) -> Any:
+    async def error_of(self, method: str, given: dict[str, Any]) -> Any:
+        """The refusal of a call, or None when it was carried out."""
         try:
             answer = _find(self.client, method)(**given)
             if inspect.isawaitable(answer):
@@ -152,7 +155,7 @@ class Speaker:
 
     async def refuses(self, place: str, method: str, /, **given: Any) -> None:
         """Call with a value that Hone says it does not have: everything at and below ``place`` counts as refused."""
-        error = await self._error_of(method, given)
+        error = await self.error_of(method, given)
         assert error is not None, f"{method}: {place} was not refused"
         self._note_refusal(place, method, error)
 
@@ -172,7 +175,7 @@ class Speaker:
 
     # --- Checks -------------------------------------------------------------------------------------------------------
 
-    def _check(self, method: str, answer: BaseModel, text: str) -> None:
+    def check(self, method: str, answer: BaseModel, text: str) -> None:
         """Hold an answer's text against the type that the client made of it, strictly."""
         body, seen = without_differences(json.loads(text))
         self.heard.differences |= seen
@@ -220,6 +223,20 @@ _CLASSES = {
     404: "NotFoundError",
     413: "APIStatusError",
 }
+
+
+def _is_error(body: Any) -> bool:
+    """Whether a refusal has OpenAI's shape and nothing beside it."""
+    if (
+        not isinstance(body, dict)
+        or set(body) != {"error"}
+        or set(body["error"]) != {"message", "type", "param", "code"}
+    ):
+        return False
+    error = body["error"]
+    return all(isinstance(error[name], str) for name in ("message", "type")) and all(
+        isinstance(error[name], str | None) for name in ("param", "code")
+    )
 
 
 def methods_of(client: Any) -> dict[str, Callable[..., Any]]:

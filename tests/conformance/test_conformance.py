@@ -12,6 +12,9 @@ from tests.conformance.service import Service
 from tests.conformance.specification import Specification
 from tests.conformance.table import KINDS, PAGE, page
 
+#: Making the environments and driving the clients is the first test's; it takes 45 s where two cores are free.
+pytestmark = pytest.mark.timeout(600)
+
 Environments = dict[str, Path | NotInstalledError]
 Reports = dict[str, dict[str, Any]]
 

@@ -36,7 +36,7 @@ def random_samples(seed: int, count: int) -> list[Encoded]:
     for _ in range(count):
         trained = []
         for _ in range(rng.randint(1, 4)):
-            trained += [False] * rng.randint(0, 30) + [True] * rng.randint(0, 20)
+            trained += [False] * rng.randint(1, 30) + [True] * rng.randint(0, 20)
         made.append(Encoded(list(range(len(trained))), trained))
     return made
 

@@ -47,6 +47,9 @@ def test_a_spec_cannot_be_changed():
 
 
 def test_every_option_of_ours_states_its_reason():
-    for name in ("LoraSpec", "QuantizationSpec", "TrainingSpec", "DataSpec", "Hyperparameters"):
+    for name in (
+        *("LoraSpec", "QuantizationSpec", "TrainingSpec", "DataSpec", "Hyperparameters"),
+        "EvaluationDuringTrainingSpec",
+    ):
         spec: type[BaseModel] = getattr(specs, name)
         assert [key for key, field in spec.model_fields.items() if not field.description] == []

@@ -1,12 +1,13 @@
 """A lively project: jobs in every state, with curves that a GPU has drawn and answers that the scorer has scored.
 
-Uploads, jobs and evaluations go through the API, a worker's side through ``models.lifecycle`` and ``worker.record``; only
-times are moved afterwards, so that not everything has happened this second.
+Uploads, jobs and evaluations go through the API, a worker's side through ``models.lifecycle`` and ``worker.record``;
+only times are moved afterwards, so that not everything has happened this second.
 """
 
 import csv
 import json
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,15 @@ from starlette.testclient import TestClient
 
 from cli.samples import Sample, stdlib_samples
 from core.errors import TrainingError
+from core.resolve import Facts, resolve
+from core.specs import FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
-from models.tables import Checkpoint, EvalOutputItem, EvalRun, Job, JobEvent, StepMetric
+from models.tables import Checkpoint, EvalOutputItem, EvalRun, FineTunedModel, Job, JobEvent, StepMetric, Worker
 from tests.api.driving import _artifact, claim
+from tests.core.shapes import LLAMA_7B, SMOLLM2
 from worker.protocol import Event, Step
 from worker.record import record
 from worker.scoring import Scorer
@@ -30,20 +34,20 @@ from worker.scoring import Scorer
 RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "h100-2026-11-24" / "smollm2"
 LLAMA = "meta-llama/Llama-2-7b-hf"
 SMOLLM = "smollm2-135m-instruct"
-EVAL = {
+EVAL: dict[str, Any] = {
     "name": "Held-out functions",
     "data_source_config": {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True},
     "testing_criteria": [
         {
             "type": "code_bleu",
-            "name": "CodeBLEU",
+            "name": "Like the original",
             "lang": "python",
             "input": "{{sample.output_text}}",
             "reference": "{{item.completion}}",
         }
     ],
 }
-HARDWARE = {
+HARDWARE: dict[str, Any] = {
     "device": "cuda",
     "gpu": "NVIDIA H100 80GB HBM3",
     "gpu_memory": 85_017_493_504,
@@ -72,6 +76,9 @@ class Maker:
 
     def make(self) -> State:
         samples = stdlib_samples()
+        with self.database.write() as session:
+            told = {"device": "cuda", "gpus": 1, "fast_bfloat16": True, "name": HARDWARE["gpu"]}
+            session.add(Worker(owner="gpu-box-1", memory=HARDWARE["gpu_memory"], **told))
         lines = [sample.training_line() for sample in samples[60:1260]]
         dataset = self.upload("stdlib-functions.jsonl", [*lines, lines[4], lines[9]], "fine-tune")
         reviews = self.upload(
@@ -82,20 +89,19 @@ class Maker:
         self.succeed(self.claim(), "step_metrics-lr2e-4.csv")
         good = self.submit("stdlib-r16", SMOLLM, dataset, {})
         self.succeed(self.claim(), "step_metrics.csv")
-        self.submit("review-bot", LLAMA, reviews, {"lora": {"r": 64, "alpha": 128}})
+        failed = self.submit("review-bot", LLAMA, reviews, {"lora": {"r": 64, "alpha": 128}})
         self.fail(self.claim())
-        self.submit("review-bot-small", LLAMA, reviews, {})
+        cancelled = self.submit("review-bot-small", LLAMA, reviews, {})
         self.cancel(self.claim())
         eval_id, run_id = self.evaluate(good, items, samples[:12])
-        running = self.submit(
-            "stdlib-llama", LLAMA, dataset, {"lora": {"r": 32, "alpha": 64}, "training": {"lr_scheduler": "linear"}}
-        )
-        self.run(self.claim(), "step_metrics-lr1.3e-3.csv", until=97)
-        self.submit("review-bot-r16", LLAMA, reviews, {"lora": {"r": 16}})
-        self.submit("stdlib-llama-long", LLAMA, dataset, {"training": {"max_steps": 4000}})
         paused = self.submit("night-run", SMOLLM, dataset, {})
-        self.http.post(f"/v1/fine_tuning/jobs/{paused}/pause").raise_for_status()
-        self.age({slow: 49, good: 26, running: 1.4, paused: 0.5})
+        self.run(self.claim(), "step_metrics-lr8e-3.csv", until=64, pause=True)
+        changed = {"lora": {"r": 32, "alpha": 64}, "training": {"lr_scheduler": "linear"}}
+        running = self.submit("stdlib-llama", LLAMA, dataset, changed)
+        self.run(self.claim(), "step_metrics-lr1.3e-3.csv", until=97)
+        first = self.submit("review-bot-r16", LLAMA, reviews, {"lora": {"r": 16}})
+        second = self.submit("stdlib-llama-long", LLAMA, dataset, {"training": {"max_steps": 4000}})
+        self.age({slow: 49, good: 26, failed: 7, cancelled: 5, paused: 2.5, running: 1.4, first: 0.7, second: 0.2})
         return State(running, good, [good, slow], dataset, eval_id, run_id)
 
     # --- A user's side ------------------------------------------------------------------------------------------------
@@ -122,27 +128,17 @@ class Maker:
                 "trainable_parameters": trainable,
                 "trainable_percent": round(100 * trainable / parameters, 2),
             },
-            "dataset": {"train_samples": 1190, "validation_samples": 12},
+            "dataset": {"train_samples": 1190, "validation_samples": 12, "tokens_per_epoch": 232_889},
             "hardware": HARDWARE,
         }
-        resolved = {
-            "n_epochs": 1, "batch_size": 16, "learning_rate_multiplier": 1.0, "learning_rate": 2.9e-4 if llama else 4e-3,
-            "warmup_steps": 4, "total_steps": total, "eval_steps": max(1, total // 10), "save_steps": max(1, total // 10),
-            "microbatch_size": 8, "optimizer": "adamw_torch_fused", "precision": "bfloat16", "gradient_checkpointing": False,
-            "prompt_template": "llama2" if llama else "chat", "max_seq_length": 512,
-            "reasons": {
-                "hyperparameters.n_epochs": "1,190 samples are enough for one pass",
-                "hyperparameters.batch_size": "some 50 steps an epoch from 1,190 samples, between 4 and 32",
-                "hyperparameters.learning_rate_multiplier": "the rate as it is",
-                "training.learning_rate": "what LoRA takes at this width: the published fit for Llama, steeper below width 2,000",
-                "training.warmup_steps": f"3 % of {total} steps, at most 10",
-                "training.precision": "the GPU computes bfloat16 fast",
-                "data.prompt_template": "what the base model was taught",
-                "data.max_seq_length": "90th percentile of 497 tokens, rounded up to 64; the longest has 5,714",
-            },
-        }  # fmt: skip
+        every = max(1, total // 10)
+        resolved = resolve(FineTuneSpec.model_validate(self.spec_of(taken)), facts(llama=llama)).model_copy(
+            update={"total_steps": total, "eval_steps": every, "save_steps": every}
+        )
         with self.database.write() as session:
-            lifecycle.write_as(session, taken, resolved=resolved, report=report, total_steps=total)
+            lifecycle.write_as(
+                session, taken, resolved=resolved.model_dump(mode="json"), report=report, total_steps=total
+            )
             for message in (
                 "Preparing the data",
                 "Loading base model " + self.model_of(taken),
@@ -150,12 +146,16 @@ class Maker:
             ):
                 record(session, taken, [Event(message=message)])
 
+    def spec_of(self, taken: Claim) -> dict[str, Any]:
+        with self.database.read() as session:
+            return session.get_one(Job, taken.job_id).spec
+
     def model_of(self, taken: Claim) -> str:
         with self.database.read() as session:
             return session.get_one(Job, taken.job_id).model
 
-    def run(self, taken: Claim, curve: str, until: int | None = None) -> int:
-        """Tell the steps of a curve that was measured, up to ``until``."""
+    def run(self, taken: Claim, curve: str, until: int | None = None, *, pause: bool = False) -> int:
+        """Tell the steps of a curve that was measured, up to ``until``; then pause, if asked to."""
         with (RUNS / curve).open() as file:
             rows = list(csv.DictReader(file))
         total = max(int(row["step"]) for row in rows)
@@ -178,6 +178,10 @@ class Maker:
                         job_id=taken.job_id, step=step, storage_key="c", bytes=9_800_000, sha256="0", metrics=metrics
                     )
                     lifecycle.record_checkpoint(session, taken, row_)
+        if pause:
+            self.http.post(f"/v1/fine_tuning/jobs/{taken.job_id}/pause").raise_for_status()
+            with self.database.write() as session:
+                lifecycle.hand_back(session, taken, "it was paused", count_attempt=False, max_attempts=3)
         return total
 
     def succeed(self, taken: Claim, curve: str) -> None:
@@ -192,8 +196,6 @@ class Maker:
             report = (job.report or {}) | {"run": {"seconds": 141.0, "peak_memory": 2_100_000_000}}
             values: dict[str, Any] = {"fine_tuned_model": name, "trained_tokens": 1_152_102, "report": report}
             lifecycle.succeed(session, taken, files, **values)
-            from models.tables import FineTunedModel
-
             session.add(
                 FineTunedModel(
                     id=name, project_id=job.project_id, job_id=job.id, base_model=job.model, prompt_template="chat",
@@ -218,7 +220,7 @@ class Maker:
     def evaluate(self, job_id: str, items: str, samples: list[Sample]) -> tuple[str, str]:
         """An evaluation of a job's model: answers made up, scores by the scorer, corpus figures of a measured run."""
         eval_id = self.http.post("/v1/evals", json=EVAL).raise_for_status().json()["id"]
-        model = self.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["fine_tuned_model"]
+        model = self.http.get(f"/v1/fine_tuning/jobs/{job_id}").raise_for_status().json()["fine_tuned_model"]
         turn = {"type": "message", "role": "user", "content": {"type": "input_text", "text": "{{item.instruction}}"}}
         source = {
             "type": "completions", "model": model, "source": {"type": "file_id", "id": items},
@@ -230,7 +232,7 @@ class Maker:
         with Scorer() as scorer:
             rows = [self.item(scorer, taken.job_id, place, sample) for place, sample in enumerate(samples)]
         scores = json.loads((RUNS / "scores.json").read_text())
-        scores["criteria"][0]["name"] = "CodeBLEU"
+        scores["criteria"][0]["name"] = EVAL["testing_criteria"][0]["name"]
         with self.database.write() as session:
             job, run = session.get_one(Job, taken.job_id), session.get_one(EvalRun, taken.job_id)
             lifecycle.replace_items(session, taken, run, rows)
@@ -242,11 +244,10 @@ class Maker:
         return eval_id, run_id
 
     def item(self, scorer: Scorer, run_id: str, place: int, sample: Sample) -> EvalOutputItem:
-        lines = sample.output.splitlines()
-        tuned = "\n".join(line for line in lines if place % 3 or "raise" not in line).replace("self.", "self.", 1)
+        tuned = reworded(sample.output, place)
         base = [
             "Here is a function that does that:\n\n    def f(x):\n        return x",
-            lines[0] + "\n    pass",
+            sample.output.splitlines()[0] + "\n    pass",
             "def main(:\n    print('todo')",
         ][place % 3]
         how: dict[str, Any] = {"lang": "python", "weights": (0.25, 0.25, 0.25, 0.25)}
@@ -288,3 +289,38 @@ class Maker:
                     session.execute(
                         update(table).where(table.job_id == job_id).values(created_at=table.created_at - moved)
                     )
+
+
+def facts(*, llama: bool) -> Facts:
+    """What the rules would know about the dataset, the models and an H100."""
+    return Facts(
+        train_samples=1190,
+        mean_tokens=221.4,
+        p90_tokens=422,
+        longest_tokens=1906,
+        context_length=4096 if llama else 8192,
+        shape=LLAMA_7B if llama else SMOLLM2,
+        available_memory=int(0.92 * HARDWARE["gpu_memory"]),
+        device="cuda",
+        fast_bfloat16=True,
+        prompt_template="llama2" if llama else "chat",
+        deviation_tokens=190.0,
+    )
+
+
+def reworded(code: str, place: int) -> str:
+    """Code as a model might have written it: other names, now and then a line less."""
+    names = {
+        "self": "self",
+        "result": "out",
+        "value": "val",
+        "name": "label",
+        "line": "row",
+        "key": "k",
+        "args": "arguments",
+    }
+    changed = re.sub(r"\b[a-z_]+\b", lambda found: names.get(found[0], found[0]), code)
+    lines = [line for line in changed.splitlines() if not line.strip().startswith("#")]
+    if place % 3 == 2 and len(lines) > 3:
+        del lines[-2]
+    return "\n".join(lines)

@@ -185,6 +185,11 @@ def test_a_job_is_started_from_the_form(page: Page, url: str, made: dict[str, st
     page.locator("summary", has_text="Training").click()
     page.get_by_label("Precision").select_option("float32")
     page.get_by_label("Max steps").fill(str(WATCHED_STEPS))
+    page.keyboard.press("Tab")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    steps = estimate.locator("dl div", has_text="Steps")
+    expect(steps).to_contain_text(str(WATCHED_STEPS), timeout=60_000)
+    expect(estimate.get_by_text("Memory")).to_contain_text("MB at the peak")
     page.get_by_role("button", name="Start the job").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("watched")
     made["job"] = page.url.split("/jobs/")[1]

@@ -1,11 +1,15 @@
 """The Triton kernels against plain torch, and the fast path against the eager one."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from tests.worker.test_train import TRAINING, make_job, run
-from worker.fast import ops, reference
+from worker.environment import fast_fp8
+from worker.fast import attention, cudnn, ops, reference
+from worker.fast.attention import Row
 from worker.protocol import Event, ExitCode
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -28,10 +32,11 @@ def test_rms_norm(width):
     want_scale = reference.rms_norm_forward(x, weight, 1e-5, want)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(scale, want_scale)
-    torch.testing.assert_close(
-        ops.rms_norm_backward(grad, x, weight, scale, residual),
-        reference.rms_norm_backward(grad, x, weight, scale, residual),
-    )
+    wide, factors = torch.randn(rows, width + 64), torch.rand(64)
+    for past, inner in ((residual, None), (None, None), (residual, wide[:, width:])):
+        found = ops.rms_norm_backward(grad, x, weight, scale, past, inner, factors)
+        wanted = reference.rms_norm_backward(grad, x, weight, scale, past, inner, factors)
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(("heads", "size"), [(12, 64), (40, 128), (3, 16)])
@@ -49,16 +54,22 @@ def test_rotation(heads, size, back):
 
 @pytest.mark.parametrize("width", [64, 1536, 11008])
 def test_swiglu(width):
-    gate_up, grad = torch.randn(31, 2 * width), torch.randn(31, width + 64)[:, :width]
+    gate_up = torch.randn(31, 2 * width)
     out, want = torch.empty(31, width + 64)[:, :width], torch.empty(31, width)
     ops.swiglu_forward(gate_up, out)
     reference.swiglu_forward(gate_up, want)
     torch.testing.assert_close(out, want)
-    copy, product, want_product = gate_up.clone(), torch.empty(31, width), torch.empty(31, width)
-    ops.swiglu_backward_(grad, gate_up, product)
-    reference.swiglu_backward_(grad, copy, want_product)
+
+
+@pytest.mark.parametrize(("width", "rank"), [(64, 16), (1536, 0), (1536, 64), (11008, 16)])
+def test_backward_swiglu(width, rank):
+    rows = 1111
+    gate_up, grad = torch.randn(rows, 2 * width), torch.randn(rows, width + 64)
+    copy = gate_up.clone()
+    total = ops.swiglu_backward_(grad[:, :width], gate_up, grad[:, width : width + rank])
+    want = reference.swiglu_backward_(grad[:, :width], copy, grad[:, width : width + rank])
     torch.testing.assert_close(gate_up, copy)
-    torch.testing.assert_close(product, want_product)
+    torch.testing.assert_close(total, want, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -74,6 +85,82 @@ def test_dequantization_is_bitsandbytes_own(nested, kind):
     assert torch.equal(out[:, 600:624], adapter)
     assert not out[:, 576:600].any()
     assert not out[:, 624:].any()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("rank", [4, 16, 48])
+def test_merging(nested, rank):
+    weights, b = torch.randn(96, 576, dtype=torch.bfloat16), torch.randn(96, rank, dtype=torch.bfloat16)
+    a = torch.randn(rank, 576, dtype=torch.bfloat16)
+    packed, state = quantize_4bit(weights, blocksize=64, compress_statistics=nested, quant_type="nf4")
+    out, want = (torch.zeros(96, 640, dtype=torch.bfloat16) for _ in range(2))
+    ops.merge(packed, state, out, a, b, 576)
+    reference.merge(packed, state, want, a, b, 576)
+    # The reference rounds the base weights to bfloat16 before the sum: half a step of 4 or less.
+    torch.testing.assert_close(out, want, rtol=1e-2, atol=2e-2)
+    assert torch.equal(out[:, 576:], want[:, 576:])
+
+
+@pytest.mark.parametrize("width", [64, 1536, 11008])
+def test_rows_in_eight_bits(width):
+    x = torch.randn(37, width + 64, dtype=torch.bfloat16)[:, :width]
+    (found, scale), (want, want_scale) = ops.quantize_rows(x), reference.quantize_rows(x)
+    torch.testing.assert_close(scale, want_scale)
+    assert (found.float() != want.float()).float().mean() < 0.001  # a quotient rounded the other way
+    torch.testing.assert_close(found.float() * scale, x.float(), rtol=0.07, atol=0.01)
+
+
+@pytest.mark.skipif(not fast_fp8(), reason="needs Hopper")
+def test_products_of_eight_bits():
+    x, w = torch.randn(1000, 4096, dtype=torch.bfloat16), torch.randn(768, 4096, dtype=torch.bfloat16)
+    quantized = *ops.quantize_rows(x), *ops.quantize_rows(w)
+    found, want = ops.scaled_mm(*quantized).float(), reference.scaled_mm(*quantized)
+    assert torch.linalg.norm(found - want) < 5e-3 * torch.linalg.norm(want)
+    assert torch.linalg.norm(found - x.float() @ w.float().t()) < 0.05 * torch.linalg.norm(want)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("width", [576, 4096])
+def test_adding_a_product(width, residual):
+    y, past = torch.randn(333, width, dtype=torch.bfloat16), torch.randn(333, width, dtype=torch.bfloat16)
+    left, right = torch.randn(333, 128, dtype=torch.bfloat16)[:, 64:], torch.randn(64, width, dtype=torch.bfloat16)
+    out = torch.empty(333, width + 64, dtype=torch.bfloat16)[:, :width]
+    found = ops.add_product(y, left, right.t(), past if residual else None, out)
+    want = reference.add_product(y, left, right.t(), past if residual else None, torch.empty_like(y))
+    torch.testing.assert_close(found, want, rtol=1e-2, atol=5e-2)
+
+
+@pytest.mark.skipif(not cudnn.available(torch.device("cuda:0")), reason="needs Hopper and nvidia-cudnn-frontend")
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(9, 3, 64), (8, 8, 128), (28, 4, 128)])
+def test_attention_by_cudnn(heads, key_heads, size, window):
+    lengths = [5, 130, 1, 512, 64, 300]
+    row = Row(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), lengths)
+    widths = [heads * size, key_heads * size, key_heads * size]
+
+    def split(x):
+        return tuple(part.unflatten(1, (-1, size)) for part in torch.split(x, widths, 1))
+
+    qkv = torch.randn(sum(lengths), sum(widths), dtype=torch.bfloat16)
+    out, grad = (torch.randn(sum(lengths), widths[0] + 64, dtype=torch.bfloat16) for _ in range(2))
+    out, grad = (x[:, : widths[0]].unflatten(1, (-1, size)) for x in (out, grad))
+    room = split(torch.full_like(qkv, torch.nan))
+    attended = attention.forward(*split(qkv), out, row, window)
+    assert attended.stats is not None
+    attention.backward(grad, attended, room, row, window)
+
+    inputs = [part.float().requires_grad_() for part in split(qkv)]
+    first, parts = 0, []
+    for length in lengths:
+        q, k, v = (part[first : first + length].transpose(0, 1) for part in inputs)
+        mask = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = mask if window is None else mask.triu(1 - window)
+        parts.append(torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], mask, enable_gqa=True))
+        first += length
+    want = torch.cat(parts, 2)[0].transpose(0, 1)
+    torch.testing.assert_close(out.float(), want, rtol=2e-2, atol=2e-2)
+    for found, wanted in zip(room, torch.autograd.grad(want, inputs, grad.float()), strict=True):
+        assert torch.linalg.norm(found.float() - wanted) < 1e-2 * torch.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("words", [300, 32_000, 49_152])

@@ -26,9 +26,9 @@ def submit(database, project_id=None, **values):
         return lifecycle.submit(session, job).id
 
 
-def claim(database, owner="worker", lease=LEASE):
+def claim(database, owner="worker", lease=LEASE, gpus=1):
     with database.write() as session:
-        return lifecycle.claim(session, owner, lease)
+        return lifecycle.claim(session, owner, lease, gpus)
 
 
 def job_of(database, job_id):
@@ -464,3 +464,10 @@ def test_an_evaluations_answers_are_kept_under_the_epoch_until_it_has_ended(data
         lifecycle.fail(session, second, TrainingError("no"))
     with database.read() as session:
         assert lifecycle.kept_answers(session, job_id) == []
+
+
+def test_a_worker_leaves_a_job_that_asks_for_more_gpus_to_others(database):
+    large, small = submit(database, gpus=2), submit(database)
+    assert claim(database).job_id == small
+    assert claim(database) is None
+    assert claim(database, gpus=2).job_id == large

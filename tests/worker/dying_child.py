@@ -136,10 +136,10 @@ def _disk_is_full(instant: Instant) -> None:
 
 
 def _out_of_memory(instant: Instant) -> None:
-    """In the last part of a backward pass over more tokens than the instant's step: half the gradients are there."""
+    """In the last part of a backward pass over more tokens than the instant's step."""
     calls = []
 
-    def ran(block: Any, grad: torch.Tensor, *_: Any) -> None:
+    def ran(block: Any, grad: torch.Tensor, *_: Any, **__: Any) -> None:
         calls.append(block)
         if len(calls) % 2 == 0 and len(grad) > instant.step:
             raise torch.OutOfMemoryError(f"CUDA out of memory. There is room for {instant.step} tokens")

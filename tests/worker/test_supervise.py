@@ -67,7 +67,7 @@ def test_a_run_that_succeeds_leaves_everything_and_an_empty_work_folder(world: W
         ("step_metrics.csv", "fine-tune-results"),
         ("adapter.zip", "fine-tune-results"),
     ]
-    assert b"".join(world.storage.get(files[0].storage_key)) == b"step,train_loss\n"
+    assert b"".join(world.storage.get(files[0].storage_key)).startswith(b"step,train_loss,")
     with world.database.read() as session:
         model = session.get_one(FineTunedModel, job.fine_tuned_model)
         assert (model.adapter_file_id, model.base_model, model.prompt_template) == (files[1].id, "base", "chat")
@@ -270,7 +270,18 @@ def test_an_evaluation_stores_its_items_with_its_status(world: World) -> None:
         items = session.scalars(select(EvalOutputItem).order_by(EvalOutputItem.position)).all()
     assert [(item.position, item.status, item.run_id) for item in items] == [(n, "pass", job_id) for n in range(3)]
     assert items[0].sample["output_text"] == "a\N{REPLACEMENT CHARACTER}b"
-    assert items[0].results == {"results": [{"name": "c", "score": 0.5}]}
+    assert [(result["name"], result["score"]) for result in items[0].results["results"]] == [("c", 0.5)]
+
+
+def test_an_evaluation_of_a_checkpoint_gets_its_adapter_and_how_it_was_trained(world: World) -> None:
+    tuned = world.add_job()
+    world.attempt().run()
+    name = f"{world.job(tuned).fine_tuned_model}:ckpt-step-4"
+    job_id = world.add_evaluation(name)
+    world.attempt().run()
+    job = world.job(job_id)
+    assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
+    assert job.report == {"adapter_files": ["manifest.json", "state.json"], "template": "chat"}
 
 
 def test_the_child_trains_on_while_the_database_is_away(sqlite_url: str, storage: Storage, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from core.specs import DataSpec, FineTuneSpec, HoneSpec, Hyperparameters, LoraSp
 from worker.artifacts import CSV_COLUMNS
 from worker.base_models import load_base
 from worker.checkpoints import read_manifest, sha256_of
+from worker.merge import densify_, merge_adapter_
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Saved, Started, Step, TrainingInput, parse_line
 from worker.running_plan import RunningPlan
 from worker.sequences import encode, read_file, to_dataset
@@ -179,6 +180,21 @@ def test_peft_loads_the_adapter_onto_the_base_and_its_output_differs(trained, ti
         after = PeftModel.from_pretrained(base, adapter)(ids).logits
     assert not torch.allclose(before, after, atol=1e-3)
     assert {tensor.dtype for tensor in load_file(adapter / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_a_checkpoint_is_merged_as_the_adapter_is(trained, tiny_llama):
+    job = make_job(trained.out.parent, tiny_llama)
+
+    def merged(folder):
+        model = load_base(job.base_model, job.cache, QuantizationSpec(), "float32")
+        densify_(model)
+        merge_adapter_(model, folder)
+        return model.state_dict()
+
+    last = merged(trained.out / trained.of(Saved)[-1].folder)
+    assert trained.of(Saved)[-1].step == 10
+    for name, weight in merged(trained.out.parent / "adapter").items():
+        assert torch.equal(last[name], weight), name
 
 
 def test_no_path_of_the_worker_is_left_in_the_adapter(trained):

@@ -106,7 +106,7 @@ def test_a_job_leaves_nothing_to_the_next(two):
 
 
 def test_the_base_is_loaded_once(two):
-    loads = [[line.message for line in result.of(Event) if "base model" in line.message] for _, result in two]
+    loads = [[line.message for line in result.of(Event) if "ase model" in line.message] for _, result in two]
     assert loads == [["Loading base model tiny"], ["Base model tiny is loaded"], ["Base model tiny is loaded"]]
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from core.settings import Settings
-from core.specs import FineTuneSpec
 from core.storage import Storage
 from models.lifecycle import Claim
 from models.status import JobKind
 from worker import bundles
 from worker.bundles import BundleError
 from worker.checkpoints import write_manifest
-from worker.workspace import fine_tuned_model_id, open_workspace, sweep
+from worker.workspace import open_workspace, sweep
 
 CLAIM = Claim("ftjob-1", JobKind.FINE_TUNE, epoch=2, attempt=1, owner="me")
 
@@ -104,17 +103,3 @@ def test_a_truncated_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:500])
     with pytest.raises(BundleError, match="no zip that can be read"):
         bundles.unpack(tmp_path / "a.zip", tmp_path / "f")
-
-
-@pytest.mark.parametrize(
-    ("project", "suffix", "id"),
-    [
-        ("default", "docs", "ft:base:default:docs:90abcdef"),
-        ("default", None, "ft:base:default::90abcdef"),
-        ("", "a", "ft:base:hone:a:90abcdef"),
-        ("My team/2: ä", "x/../y", "ft:base:My-team-2:x-..-y:90abcdef"),
-    ],
-)
-def test_a_fine_tuned_models_id_stands_for_itself_in_a_url(project: str, suffix: str | None, id: str) -> None:
-    spec = FineTuneSpec(model="base", training_file="file-1", suffix=suffix)
-    assert fine_tuned_model_id(spec, project, "ftjob-01234567890abcdef") == id

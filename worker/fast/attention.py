@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from worker.fast import cudnn
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,52 @@ class Row:
 
     bounds: Tensor
     lengths: list[int]
+    #: What cuDNN wants to know of it, by the plan that asked.
+    _ragged: dict[cudnn.Shape, cudnn.Ragged] = field(default_factory=dict)
+
+    def ragged(self, shape: cudnn.Shape) -> cudnn.Ragged:
+        """Where the samples lie in the tensors of a plan, worked out once for all layers."""
+        if shape not in self._ragged:
+            self._ragged[shape] = cudnn.ragged(self.bounds, shape)
+        return self._ragged[shape]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Attention's output [T, heads, head] and what its backward pass needs.
+
+    ``stats`` are cuDNN's; without them ``out`` has a small graph of autograd's, from q, k, v to it.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    stats: Tensor | None
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, row: Row, window: int | None) -> Attended:
+    """Attention as ``attend`` has it, written to ``out`` [T, heads, head]. q, k and v lie in rows of one width."""
+    if q.is_cuda and q.dtype == torch.bfloat16 and q.shape[2] <= 128 and cudnn.available(q.device):
+        shape = cudnn.shape_of(q, k, out, row.lengths, window)
+        return Attended(q, k, v, out, cudnn.forward(q, k, v, out, row.ragged(shape), shape))
+    with torch.enable_grad():
+        q, k, v = (part.detach().requires_grad_() for part in (q, k, v))
+        attended = attend(q, k, v, row, window)
+    out.copy_(attended.detach())
+    return Attended(q, k, v, attended, None)
+
+
+def backward(
+    grad: Tensor, of: Attended, room: tuple[Tensor, Tensor, Tensor], row: Row, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at q, k and v for ``grad`` at the output: in ``room``, which lies as q, k and v do, or elsewhere."""
+    if of.stats is None:
+        at_q, at_k, at_v = torch.autograd.grad(of.out, (of.q, of.k, of.v), grad)
+        return at_q, at_k, at_v
+    shape = cudnn.shape_of(of.q, of.k, of.out, row.lengths, window)
+    cudnn.backward(grad, (of.q, of.k, of.v), of.out, of.stats, room, row.ragged(shape), shape)
+    return room
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, row: Row, window: int | None) -> Tensor:

@@ -26,31 +26,31 @@ def rms_norm_forward(x, x_stride, weight, out, out_stride, scale, width, eps, BL
 
 @triton.jit
 def rms_norm_backward(
-    grad,
-    grad_stride,
-    x,
-    x_stride,
-    weight,
-    scale,
-    residual,
-    residual_stride,
-    out,
-    out_stride,
-    width,
-    BLOCK: tl.constexpr,
-):
+    grad, grad_stride, x, x_stride, weight, scale, residual, residual_stride, out, out_stride, width,
+    inner, inner_stride, factors, scaled, extra,
+    RESIDUAL: tl.constexpr, EXTRA: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Beside it, the row of ``inner`` times the row's scale and ``factors``."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < width
     g = tl.load(grad + row * grad_stride + cols, mask, 0.0).to(tl.float32)
     v = tl.load(x + row * x_stride + cols, mask, 0.0).to(tl.float32)
     w = tl.load(weight + cols, mask, 0.0).to(tl.float32)
-    res = tl.load(residual + row * residual_stride + cols, mask, 0.0).to(tl.float32)
     r = tl.load(scale + row)
     g = g * w
     v = v * r
     c = tl.sum(g * v, 0) / width
-    tl.store(out + row * out_stride + cols, res + (g - v * c) * r, mask)
+    y = (g - v * c) * r
+    if RESIDUAL:
+        y += tl.load(residual + row * residual_stride + cols, mask, 0.0).to(tl.float32)
+    tl.store(out + row * out_stride + cols, y, mask)
+    if EXTRA > 0:
+        col = tl.arange(0, EXTRA)
+        inside = col < extra
+        value = tl.load(inner + row * inner_stride + col, inside, 0.0).to(tl.float32)
+        value = value * r * tl.load(factors + col, inside, 0.0)
+        tl.store(scaled + row * extra + col, value, inside)
 
 
 @triton.jit
@@ -81,18 +81,33 @@ def swiglu_forward(gate_up, gate_up_stride, out, out_stride, width, BLOCK: tl.co
 
 
 @triton.jit
-def swiglu_backward(grad, grad_stride, gate_up, gate_up_stride, product, product_stride, width, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = cols < width
-    d = tl.load(grad + row * grad_stride + cols, mask, 0.0).to(tl.float32)
-    at = gate_up + row * gate_up_stride + cols
-    g = tl.load(at, mask, 0.0).to(tl.float32)
-    u = tl.load(at + width, mask, 0.0).to(tl.float32)
-    s = tl.sigmoid(g)
-    tl.store(at, d * u * s * (1.0 + g * (1.0 - s)), mask)
-    tl.store(at + width, d * g * s, mask)
-    tl.store(product + row * product_stride + cols, g * s * u, mask)
+def swiglu_backward(
+    grad, grad_stride, gate_up, gate_up_stride, inner, inner_stride, partial, rows, width,
+    RANK: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A program takes some columns of ``CHUNK`` rows; ``partial`` [programs, RANK, width] is its inner^T @ product."""
+    cols = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = cols < width
+    if RANK > 0:
+        rank = tl.arange(0, RANK)
+        total = tl.zeros((RANK, COLUMNS), dtype=tl.float32)
+    for first in range(0, CHUNK, ROWS):
+        row = (tl.program_id(1) * CHUNK + first + tl.arange(0, ROWS)).to(tl.int64)
+        mask = (row < rows)[:, None] & inside[None, :]
+        d = tl.load(grad + row[:, None] * grad_stride + cols[None, :], mask, 0.0).to(tl.float32)
+        at = gate_up + row[:, None] * gate_up_stride + cols[None, :]
+        g = tl.load(at, mask, 0.0).to(tl.float32)
+        u = tl.load(at + width, mask, 0.0).to(tl.float32)
+        s = tl.sigmoid(g)
+        tl.store(at, d * u * s * (1.0 + g * (1.0 - s)), mask)
+        tl.store(at + width, d * g * s, mask)
+        if RANK > 0:
+            place = inner + row[None, :] * inner_stride + rank[:, None]
+            left = tl.load(place, (row < rows)[None, :], 0.0)
+            total += tl.dot(left, (g * s * u).to(left.dtype), input_precision="ieee")
+    if RANK > 0:
+        start = partial + (tl.program_id(1) * RANK + rank[:, None]).to(tl.int64) * width
+        tl.store(start + cols[None, :], total, inside[None, :])
 
 
 @triton.jit
@@ -126,6 +141,75 @@ def dequantize(
         inside = number < rows * rank
         value = tl.load(adapter + number, inside, 0.0)
         tl.store(out + (number // rank).to(tl.int64) * out_stride + column + number % rank, value, inside)
+
+
+@triton.jit
+def merge(
+    packed, absmax, code, absmax_code, absmax_scale, absmax_offset, out, out_stride, rows, in_features,
+    a, b, b_stride, column, NESTED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Base weights plus ``b`` [rows, rank] @ ``a`` [rank, in], and ``b`` once more from ``column`` on.
+
+    A program takes 64 weights of each of its rows: one absmax a row. The sum over the rank is no matmul of the tensor
+    cores, whose layout would cost more than it spares.
+    """
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    inside = row < rows
+    first = tl.program_id(1) * 64
+    block = (row * in_features + first) // 64
+    if NESTED:
+        index = tl.load(absmax + block, inside, 0).to(tl.int32)
+        scale = tl.load(absmax_code + index) * tl.load(absmax_scale + block // 256, inside, 0.0)
+        scale += tl.load(absmax_offset)
+    else:
+        scale = tl.load(absmax + block, inside, 0.0)
+    pair = tl.arange(0, 32)
+    byte = tl.load(packed + block[:, None] * 32 + pair[None, :], inside[:, None], 0).to(tl.int32)
+    high = tl.load(code + (byte >> 4)) * scale[:, None]
+    low = tl.load(code + (byte & 15)) * scale[:, None]
+    for number in tl.static_range(RANK):
+        left = tl.load(b + row * b_stride + number, inside, 0.0).to(tl.float32)
+        right = a + number * in_features + first + 2 * pair
+        high += left[:, None] * tl.load(right).to(tl.float32)[None, :]
+        low += left[:, None] * tl.load(right + 1).to(tl.float32)[None, :]
+        if first == 0:
+            tl.store(out + row * out_stride + column + number, left, inside)
+    at = out + (row * out_stride + first)[:, None] + tl.arange(0, 64)[None, :]
+    tl.store(at, tl.interleave(high, low), inside[:, None])
+
+
+@triton.jit
+def quantize_rows(x, x_stride, out, scale, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    top = tl.zeros((BLOCK,), dtype=tl.float32)
+    for first in range(0, width, BLOCK):
+        v = tl.load(x + row * x_stride + first + cols, first + cols < width, 0.0).to(tl.float32)
+        top = tl.maximum(top, tl.abs(v))
+    s = tl.maximum(tl.max(top, 0), 1e-12) / LARGEST
+    tl.store(scale + row, s)
+    for first in range(0, width, BLOCK):
+        v = tl.load(x + row * x_stride + first + cols, first + cols < width, 0.0).to(tl.float32)
+        tl.store(out + row * width + first + cols, (v / s).to(out.dtype.element_ty), first + cols < width)
+
+
+@triton.jit
+def add_product(
+    y, y_stride, left, left_stride, right, right_row, right_col, residual, residual_stride, out, out_stride,
+    rows, width, RESIDUAL: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """``y`` plus ``left`` [rows, INNER] @ ``right`` [width, INNER]^T, plus ``residual``, to ``out``."""
+    cols = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    inner = tl.arange(0, INNER)
+    a = tl.load(left + row[:, None] * left_stride + inner[None, :], (row < rows)[:, None], 0.0)
+    b = tl.load(right + cols[None, :] * right_row + inner[:, None] * right_col, (cols < width)[None, :], 0.0)
+    total = tl.dot(a, b, input_precision="ieee")
+    mask = (row < rows)[:, None] & (cols < width)[None, :]
+    total += tl.load(y + row[:, None] * y_stride + cols[None, :], mask, 0.0).to(tl.float32)
+    if RESIDUAL:
+        total += tl.load(residual + row[:, None] * residual_stride + cols[None, :], mask, 0.0).to(tl.float32)
+    tl.store(out + row[:, None] * out_stride + cols[None, :], total, mask)
 
 
 @triton.jit

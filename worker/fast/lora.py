@@ -17,6 +17,11 @@ _ALIGN = 64
 _ADAPTER = "default"
 
 
+def _padded(rank: int) -> int:
+    """Extra columns for a rank: a multiple of 64, from 128 on a power of 2."""
+    return -(-rank // _ALIGN) * _ALIGN if rank <= 2 * _ALIGN else 1 << (rank - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A layer's A [r, in] and B [out, r] in float32, and where they go: first row, first column, scale."""
@@ -47,11 +52,18 @@ class Group:
         self.out_features = sum(self.outs)
         self._adapters = _adapters(layers, self.outs)
         self.parameters = [p for one in self._adapters if one is not None for p in (one.a, one.b)]
-        self.extra = -(-sum(one.rank for one in self._adapters if one) // _ALIGN) * _ALIGN
+        self.rank = sum(one.rank for one in self._adapters if one)
+        self.extra = _padded(self.rank)
         self.bias = _bias(self._bases, self.outs)
         device = self._bases[0].weight.device
         #: Every ``scale * A`` below each other [extra, in]; the rows beyond the ranks are zero.
         self.inner = torch.zeros(self.extra, self.in_features, dtype=dtype, device=device)  # type: ignore[arg-type]
+        #: Each inner column's ``scale``, 0 beyond the ranks [extra].
+        self.factors = torch.zeros(self.extra, dtype=torch.promote_types(dtype, torch.float32), device=device)  # type: ignore[arg-type]
+        for one in self._adapters:
+            if one is not None:
+                self.factors[one.column : one.column + one.rank] = one.scale
+        self.precise = next((p.dtype for p in self.parameters), dtype)
         self._b = [None if one is None else torch.empty_like(one.b, dtype=dtype) for one in self._adapters]
 
     @property
@@ -72,62 +84,75 @@ class Group:
                 found.append((b, one.b, 1.0))
         return found
 
-    def fill(self, weights: Tensor) -> Tensor:
-        """Write base weights and each B into ``weights`` (``shape``), whose other columns are zero."""
+    def fill(self, weights: Tensor, *, merged: bool = False) -> Tensor:
+        """Write base weights and each B into ``weights`` (``shape``), whose other columns are zero.
+
+        ``merged`` adds the adapters' product to the base weights.
+        """
         row = 0
         for base, one, b in zip(self._bases, self._adapters, self._b, strict=True):
             place = weights[row : row + int(base.out_features)]  # type: ignore[arg-type]
             column = self.in_features + (one.column if one else 0)
-            if isinstance(base, Linear4bit):
-                ops.dequantize(base.weight.data, base.weight.quant_state, place, b, column)
-            else:
+            if not isinstance(base, Linear4bit):
                 place[:, : self.in_features].copy_(base.weight)  # type: ignore[arg-type]
                 if b is not None:
                     place[:, column : column + b.shape[1]].copy_(b)
+            elif merged and one is not None and b is not None:
+                a = self.inner[one.column : one.column + one.rank]
+                ops.merge(base.weight.data, base.weight.quant_state, place, a, b, column)
+            else:
+                ops.dequantize(base.weight.data, base.weight.quant_state, place, b, column)
             row += len(place)
         return weights
 
-    def keep_in(self, weights: Tensor) -> None:
-        """Fill ``weights`` once; from now on ``refresh`` writes each B there."""
-        self.fill(weights)
-        for number, one in enumerate(self._adapters):
-            if one is not None:
-                columns = slice(self.in_features + one.column, self.in_features + one.column + one.rank)
-                self._b[number] = weights[one.row : one.row + len(one.b), columns]
+    @property
+    def mergeable(self) -> bool:
+        """Whether ``fill`` can merge: all that have an adapter are in 4 bits."""
+        pairs = zip(self._bases, self._adapters, strict=True)
+        return all(isinstance(base, Linear4bit) for base, one in pairs if one is not None)
 
-    def forward(self, x: Tensor, weights: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``x`` [T, in + extra] with its first columns filled; the rest is filled here. Returns [T, out]."""
+    def keep_in(self, weights: Tensor, first: int | None = None) -> None:
+        """From now on ``refresh`` writes each B to the columns of ``weights`` from ``first`` on (the input's width)."""
+        first = self.in_features if first is None else first
+        for number, (one, b) in enumerate(zip(self._adapters, self._b, strict=True)):
+            if one is not None and b is not None:
+                columns = slice(first + one.column, first + one.column + one.rank)
+                self._b[number] = weights[one.row : one.row + len(one.b), columns].copy_(b)
+
+    def fill_inner(self, x: Tensor) -> None:
+        """Fill the adapters' columns of ``x`` [T, in + extra] from the others."""
         if self.extra:
             torch.mm(x[:, : self.in_features], self.inner.t(), out=x[:, self.in_features :])
-        if residual is not None:
-            return torch.addmm(residual, x, weights.t())
-        if self.bias is not None:
-            return torch.addmm(self.bias, x, weights.t())
-        return torch.mm(x, weights.t())
 
-    def at_input(self, grad: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients at the input [T, in] and at the adapters' columns [T, extra], for one at the output [T, out]."""
-        both = torch.mm(grad, weights)
-        x, inner = both[:, : self.in_features], both[:, self.in_features :]
-        if self.extra:
-            x.addmm_(inner, self.inner)
-        return x, inner
+    def hidden(self, x: Tensor) -> Tensor:
+        """The adapters' columns of ``x`` [T, in + extra], copied so that the rest can go: [T, rank]."""
+        return x[:, self.in_features : self.in_features + self.rank].clone()
 
-    def of_adapters(self, grad: Tensor, at_inner: Tensor, x: Tensor, hidden: Tensor) -> list[Tensor]:
-        """Gradients of each A and B in the parameters' type, for those at the output and at the adapters' columns.
+    def of_a(self, at_inner: Tensor, x: Tensor) -> Tensor:
+        """Gradients of each A below each other [rank, in], for those at the adapters' columns times ``factors``."""
+        return _precise_product(at_inner[:, : self.rank].t(), x, self.precise)
 
-        ``x`` is the input [T, in], ``hidden`` [T, extra] the adapters' columns of the forward pass.
+    def gradients(self, of_a: Tensor, grad: Tensor, hidden: Tensor) -> list[Tensor]:
+        """Gradients of each A and B, in the order of ``parameters``, for ``grad`` at the output.
+
+        ``of_a`` [rank, in] is every A's; ``hidden`` [T, rank] are the adapters' columns of the forward pass.
         """
-        if not self.extra:
-            return []
-        of_a, of_b = torch.mm(at_inner.t(), x), torch.mm(grad.t(), hidden)
         grads = []
         for one in self._adapters:
             if one is not None:
                 columns = slice(one.column, one.column + one.rank)
-                grads.append(of_a[columns].to(one.a.dtype).mul_(one.scale))
-                grads.append(of_b[one.row : one.row + len(one.b), columns].to(one.b.dtype))
+                of_b = _precise_product(grad[:, one.row : one.row + len(one.b)].t(), hidden[:, columns], self.precise)
+                grads += [of_a[columns], of_b]
         return grads
+
+
+def _precise_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b`` in ``dtype``, that of the adapters: on a GPU without rounding to 16 bits in between."""
+    if a.dtype == dtype:
+        return torch.mm(a, b)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.mm(a, b).to(dtype)
 
 
 def _adapters(layers: list[nn.Module], outs: list[int]) -> list[Adapter | None]:
@@ -155,24 +180,55 @@ def _bias(bases: list[nn.Module], outs: list[int]) -> Tensor | None:
 
 
 class Weights:
-    """Weights of groups in the compute type: one scratch for all blocks, or, ``resident``, kept for each."""
+    """Weights of groups in the compute type: one scratch for all blocks, or, ``resident``, kept for each.
 
-    def __init__(self, *, resident: bool) -> None:
-        self._resident = resident
+    The scratch is filled once more for the backward pass, and then ``merged`` with the adapters' product: that spares
+    the backward pass a sum over the whole gradient. The forward pass keeps the adapters apart, as they were trained:
+    in 16 bits a small product would vanish beside a large weight; in a gradient it is rounding like any other.
+    """
+
+    def __init__(self, *, resident: bool, merged: bool) -> None:
+        self._resident, self._merged = resident, merged and not resident
         self._scratch: dict[tuple[str, tuple[int, int]], Tensor] = {}
         self._kept: dict[int, Tensor] = {}
 
-    def of(self, group: Group) -> Tensor:
-        """The group's weights. Without residence they hold until the next call for a group of that name."""
+    def forward(self, group: Group, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``x`` [T, in + extra] with its first columns filled; the rest is filled here. Returns [T, out]."""
+        group.fill_inner(x)
+        weights = self._of(group, merged=False)
+        if residual is not None:
+            return torch.addmm(residual, x, weights.t())
+        if group.bias is not None:
+            return torch.addmm(group.bias, x, weights.t())
+        return torch.mm(x, weights.t())
+
+    def at_input(self, group: Group, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients at the input [T, in] and at the adapters' columns [T, extra], for one at the output [T, out].
+
+        Both are columns of one tensor [T, in + extra].
+        """
+        merged = self._merged and group.mergeable
+        both = torch.mm(grad, self._of(group, merged=merged))
+        x, inner = both[:, : group.in_features], both[:, group.in_features :]
+        if group.extra and not merged:
+            x.addmm_(inner, group.inner)
+        return x, inner
+
+    def at_inner(self, group: Group, grad: Tensor) -> Tensor:
+        """Gradient at the adapters' columns alone [T, extra]."""
+        return torch.mm(grad, self._of(group, merged=False)[:, group.in_features :])
+
+    def _of(self, group: Group, *, merged: bool) -> Tensor:
+        """Without residence they hold until the next call for a group of that name."""
         if self._resident:
             if id(group) not in self._kept:
                 self._kept[id(group)] = group.inner.new_zeros(group.shape)
-                group.keep_in(self._kept[id(group)])
+                group.keep_in(group.fill(self._kept[id(group)]))
             return self._kept[id(group)]
         key = (group.name, group.shape)
         if key not in self._scratch:
             self._scratch[key] = group.inner.new_zeros(group.shape)
-        return group.fill(self._scratch[key])
+        return group.fill(self._scratch[key], merged=merged)
 
 
 @torch.no_grad()

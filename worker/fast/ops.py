@@ -13,6 +13,12 @@ from worker.fast import reference
 _COLUMNS = 1024
 #: Quantization blocks of 64 weights in one program.
 _BLOCKS = 64
+#: Rows and columns that one pass of SwiGLU's backward program takes, and the rows of all its passes.
+_TILE, _CHUNK = (32, 128), 512
+#: Rows of weights in one program that merges.
+_MERGED = 64
+#: Rows and columns of one program that adds a product.
+_ADDED = (64, 128)
 
 
 def _power_of_2(number: int) -> int:
@@ -38,22 +44,41 @@ def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tens
     return scale
 
 
-def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
-    """Gradient at the norm's input [T, H] plus ``residual``, the gradient that went past the norm."""
+def rms_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    inner: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradient at the norm's input [T, H] plus ``residual``, the gradient that went past the norm.
+
+    With it, ``inner`` [T, extra] times each row's ``scale`` and each column's ``factors``: as ``x`` stands for its
+    norm, short of ``weight``, in the gradient of an adapter's A.
+    """
     if not x.is_cuda:
-        return reference.rms_norm_backward(grad, x, weight, scale, residual)
+        return reference.rms_norm_backward(grad, x, weight, scale, residual, inner, factors)
     from worker.fast import kernels  # noqa: PLC0415
 
     rows, width = x.shape
-    out = torch.empty_like(residual)
+    out = torch.empty(rows, width, dtype=grad.dtype, device=x.device)
+    extra = 0 if inner is None else inner.shape[1]
+    scaled = torch.empty(rows, extra, dtype=grad.dtype, device=x.device)
     block = _power_of_2(width)
     kernels.rms_norm_backward[(rows,)](
-        *(grad, grad.stride(0), x, x.stride(0), weight, scale, residual, residual.stride(0), out, out.stride(0)),
-        width,
+        *(grad, grad.stride(0), x, x.stride(0), weight, scale),
+        *((out, 0) if residual is None else (residual, residual.stride(0))),
+        *(out, out.stride(0), width),
+        *((out, 0, scale) if inner is None else (inner, inner.stride(0), factors)),
+        *(scaled, extra),
+        RESIDUAL=residual is not None,
+        EXTRA=_power_of_2(extra) if extra else 0,
         BLOCK=block,
         num_warps=_warps(block),
     )
-    return out
+    return out, scaled
 
 
 def rotate(source: Tensor, out: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> None:
@@ -88,19 +113,30 @@ def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
     kernels.swiglu_forward[grid](gate_up, gate_up.stride(0), out, out.stride(0), width, BLOCK=_COLUMNS, num_warps=4)
 
 
-def swiglu_backward_(grad: Tensor, gate_up: Tensor, product: Tensor) -> None:
-    """Turn ``gate_up`` [T, 2 I] into its gradient, and write silu(gate) * up to ``product`` once more."""
+def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor) -> Tensor:
+    """Turn ``gate_up`` [T, 2 I] into its gradient; returns ``inner``^T @ (silu(gate) * up) [extra, I] in float32.
+
+    ``inner`` is [T, extra]; the product silu(gate) * up never exists as a whole.
+    """
     if not gate_up.is_cuda:
-        reference.swiglu_backward_(grad, gate_up, product)
-        return
+        return reference.swiglu_backward_(grad, gate_up, inner)
     from worker.fast import kernels  # noqa: PLC0415
 
-    rows, width = len(gate_up), gate_up.shape[1] // 2
-    kernels.swiglu_backward[(rows, -(-width // _COLUMNS))](
-        *(grad, grad.stride(0), gate_up, gate_up.stride(0), product, product.stride(0), width),
-        BLOCK=_COLUMNS,
+    rows, width, extra = len(gate_up), gate_up.shape[1] // 2, inner.shape[1]
+    rank = max(16, _power_of_2(extra)) if extra else 0
+    if rank != extra:
+        raise ValueError(f"{extra} columns; a power of 2 from 16 on is needed")
+    chunks = -(-rows // _CHUNK)
+    partial = torch.empty(chunks, rank, width, dtype=torch.float32, device=grad.device)
+    kernels.swiglu_backward[(-(-width // _TILE[1]), chunks)](
+        *(grad, grad.stride(0), gate_up, gate_up.stride(0), inner, inner.stride(0), partial, rows, width),
+        RANK=rank,
+        CHUNK=_CHUNK,
+        ROWS=_TILE[0],
+        COLUMNS=_TILE[1],
         num_warps=4,
     )
+    return partial.sum(0)
 
 
 def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor | None = None, column: int = 0) -> None:
@@ -127,6 +163,77 @@ def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor |
         BLOCK=_BLOCKS,
         num_warps=4,
     )
+
+
+def merge(packed: Tensor, state: QuantState, out: Tensor, a: Tensor, b: Tensor, column: int) -> None:
+    """Write 4-bit weights plus ``b`` [out, r] @ ``a`` [r, in] to ``out`` [out, …], and ``b`` from ``column`` on.
+
+    In ``out``'s type, rounded once. Blocks of 64 weights must not cross rows.
+    """
+    if not packed.is_cuda:
+        reference.merge(packed, state, out, a, b, column)
+        return
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, in_features = state.shape
+    nested = bool(state.nested)
+    kernels.merge[(-(-rows // _MERGED), in_features // 64)](
+        *(packed, state.absmax, state.code),
+        *((state.state2.code, state.state2.absmax, state.offset) if nested else (state.absmax,) * 3),
+        *(out, out.stride(0), rows, in_features, a, b, b.stride(0), column),
+        NESTED=nested,
+        RANK=len(a),
+        ROWS=_MERGED,
+        num_warps=4,
+    )
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` [T, K] in 8-bit floats (e4m3) [T, K], with each row's scale [T, 1] in float32: its largest becomes 448."""
+    if not x.is_cuda:
+        return reference.quantize_rows(x)
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = x.shape
+    out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    block = min(4096, _power_of_2(width))
+    kernels.quantize_rows[(rows,)](x, x.stride(0), out, scale, width, LARGEST=448.0, BLOCK=block, num_warps=8)
+    return out, scale
+
+
+def scaled_mm(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+    """``x`` [T, K] @ ``w`` [N, K]^T, both from ``quantize_rows``, to bfloat16 [T, N]."""
+    if not x.is_cuda:
+        return reference.scaled_mm(x, x_scale, w, w_scale)
+    return torch._scaled_mm(
+        x, w.t(), scale_a=x_scale, scale_b=w_scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+def add_product(y: Tensor, left: Tensor, right: Tensor, residual: Tensor | None, out: Tensor) -> Tensor:
+    """Write ``y`` [T, N] + ``left`` [T, r] @ ``right`` [N, r]^T + ``residual`` [T, N] to ``out``, which may be ``y``.
+
+    r is a multiple of 64, or 0.
+    """
+    if not y.is_cuda:
+        return reference.add_product(y, left, right, residual, out)
+    if not left.shape[1]:
+        return torch.add(y, residual, out=out) if residual is not None else out.copy_(y)
+    from worker.fast import kernels  # noqa: PLC0415
+
+    rows, width = y.shape
+    kernels.add_product[(-(-width // _ADDED[1]), -(-rows // _ADDED[0]))](
+        *(y, y.stride(0), left, left.stride(0), right, right.stride(0), right.stride(1)),
+        *((y, 0) if residual is None else (residual, residual.stride(0))),
+        *(out, out.stride(0), rows, width),
+        RESIDUAL=residual is not None,
+        INNER=left.shape[1],
+        ROWS=_ADDED[0],
+        COLUMNS=_ADDED[1],
+        num_warps=4,
+    )
+    return out
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

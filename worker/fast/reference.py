@@ -21,11 +21,22 @@ def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tens
     return scale
 
 
-def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
+def rms_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    inner: Tensor | None,
+    factors: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """As ``ops.rms_norm_backward``."""
     weighted, normed = _precise(grad) * weight, x * scale[:, None]
     through = (weighted - normed * (weighted * normed).mean(-1, keepdim=True)) * scale[:, None]
-    return (residual + through).to(residual.dtype)
+    out = (through if residual is None else residual + through).to(grad.dtype)
+    if inner is None or factors is None:
+        return out, grad.new_empty(len(grad), 0)
+    return out, (inner * scale[:, None] * factors).to(grad.dtype)
 
 
 def rotate(source: Tensor, out: Tensor, cos: Tensor, sin: Tensor, sign: float) -> None:
@@ -43,12 +54,13 @@ def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
     out.copy_(torch.nn.functional.silu(gate) * up)
 
 
-def swiglu_backward_(grad: Tensor, gate_up: Tensor, product: Tensor) -> None:
+def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor) -> Tensor:
     """As ``ops.swiglu_backward_``."""
     gate, up = _precise(gate_up).chunk(2, -1)
     s = torch.sigmoid(gate)
-    product.copy_(gate * s * up)
+    total = _precise(inner).t() @ (gate * s * up).to(inner.dtype).to(gate.dtype)
     gate_up.copy_(torch.cat([grad * up * s * (1 + gate * (1 - s)), grad * gate * s], -1))
+    return total
 
 
 def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor | None, column: int) -> None:
@@ -56,6 +68,30 @@ def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor |
     out[:, : state.shape[1]] = dequantize_4bit(packed, state)
     if adapter is not None:
         out[:, column : column + adapter.shape[1]] = adapter
+
+
+def merge(packed: Tensor, state: QuantState, out: Tensor, a: Tensor, b: Tensor, column: int) -> None:
+    """As ``ops.merge``."""
+    out[:, : state.shape[1]] = _precise(dequantize_4bit(packed, state)) + _precise(b) @ _precise(a)
+    out[:, column : column + b.shape[1]] = b
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``ops.quantize_rows``."""
+    x = x.float()
+    scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / 448
+    return (x / scale).to(torch.float8_e4m3fn), scale
+
+
+def scaled_mm(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+    """As ``ops.scaled_mm``, in float32."""
+    return (x.float() * x_scale) @ (w.float() * w_scale).t()
+
+
+def add_product(y: Tensor, left: Tensor, right: Tensor, residual: Tensor | None, out: Tensor) -> Tensor:
+    """As ``ops.add_product``."""
+    total = _precise(y) + _precise(left) @ _precise(right).t()
+    return out.copy_(total if residual is None else total + residual)
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,9 +87,14 @@ class Chart {
     if (this.data) this.show(this.data);
   }
 
+  /** While nobody points at a step, the legend tells the last one. */
+  rest() {
+    if (this.plot && !(this.plot.cursor.left >= 0)) this.plot.setLegend({ idx: this.data[0].length - 1 });
+  }
+
   show(data) {
     this.data = data;
-    if (this.plot) { this.plot.setData(data); return; }
+    if (this.plot) { this.plot.setData(data); setTimeout(() => this.rest()); return; }
     const size = this.size();
     if (size.width <= 0) return;
     this.width = size.width;
@@ -102,6 +107,8 @@ class Chart {
     }))];
     const options = { ...size, series, axes: axes(this.field), scales: { x: { time: false } }, cursor: { points: { size: 7 }, y: false }, legend: { live: true, markers: { width: 0, fill: (plot, at) => plot.series[at].stroke() } } };
     this.plot = new uPlot(options, data, this.host);
+    setTimeout(() => this.rest()); // uPlot writes its first legend after this
+    this.plot.over.addEventListener("mouseleave", () => setTimeout(() => this.rest()));
     this.plot.root.setAttribute("role", "img");
     this.plot.root.setAttribute("aria-label", `${this.host.querySelector("figcaption").textContent} by step`);
   }

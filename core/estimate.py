@@ -1,0 +1,358 @@
+"""What a fine-tune will take: steps, tokens, memory by part, where it fits, and how long it takes.
+
+Pure arithmetic on what a preflight counted, on the base model's card, on what workers told of themselves, and on what
+earlier jobs measured.
+"""
+
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core.base_card import BaseCard
+from core.errors import InvalidRequestError
+from core.memory import Device, weights_by_bits
+from core.plan import gigabytes
+from core.preflight import Profile
+from core.preflight_report import cut_report, quantile, trained_tokens
+from core.resolve import Facts, Resolved, resolve
+from core.shape import ModelShape, read_shape
+from core.specs import FineTuneSpec
+
+Basis = Literal["preflight", "sample", "characters"]
+
+#: Characters a token, where there is no tokenizer: English and code have 3 to 4.
+CHARACTERS_A_TOKEN = 3.2
+#: What is assumed while no worker has told of itself: a card as many have.
+_ASSUMED_GPU = 24 * 10**9
+#: A forward pass alone is so many times as fast as a training step.
+_VALIDATION_SPEED = 2.5
+#: Tokens a second times parameters of a training step, before anything was measured here. An H100 trains Llama-2-7B's
+#: shape at 18,900 tokens/s; two AVX2 cores SmolLM2-135M at 60 to 150.
+_PRIOR = {"cuda": 18_900 * 6.7e9, "cpu": 100 * 1.35e8}
+#: An H100's share of that by other cards, from their tensor throughput in bfloat16; the first name that matches.
+_CARDS = {
+    "H200": 1.0, "H100": 1.0, "B200": 2.0, "A100": 0.32, "L40": 0.36, "4090": 0.33, "5090": 0.42, "A6000": 0.16,
+    "A10": 0.13, "L4": 0.12, "T4": 0.03, "3090": 0.14,
+}  # fmt: skip
+#: Small models are bound by launches: SmolLM2-135M reached 31,500 on an H100.
+_MOST_PRIOR = 31_500
+#: How far off the first guess may be, either way; and how far what was measured here, for jobs of another size.
+_PRIOR_SPREAD = 2.5
+_MEASURED_SPREAD = 1.12
+#: Seconds to read a base model, a gigabyte, and to start Python with torch.
+_LOAD_A_GB = 4.0
+_START = 12.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """A training file: its samples, and the lengths of all or some of them."""
+
+    samples: int
+    profile: Profile
+    basis: Basis
+    #: Samples of the validation file; None where the training file gives some up for it.
+    validation_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One kind of machine that workers told of."""
+
+    name: str
+    device: Device
+    memory: int
+    fast_bfloat16: bool
+    workers: int = 1
+    alive: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One earlier job: tokens a second of its steps, and the seconds of its run that went into no step."""
+
+    tokens_per_second: float
+    other_seconds: float
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    train: int
+    validation: int
+    per_epoch: int
+    trained_per_epoch: int
+    mean: float
+
+
+def from_characters(lengths: Counter[int]) -> Profile:
+    """A guess of the lengths in tokens, half of them trained."""
+    profile = Profile()
+    for characters, count in lengths.items():
+        length = math.ceil(characters / CHARACTERS_A_TOKEN)
+        profile.lengths[length] += count
+        profile.starts[length // 2] += count
+        profile.ends[length] += count
+        profile.firsts[length // 2] += count
+        profile.lasts[max(0, length - 1)] += count
+    return profile
+
+
+def estimate(
+    spec: FineTuneSpec,
+    data: Data,
+    card: BaseCard | None,
+    workers: list[Worker],
+    measured: dict[str, list[Measured]],
+) -> dict[str, Any]:
+    """The estimate as it goes onto the wire. ``measured`` holds earlier jobs on this base by the device's name."""
+    shape, warning = _shape(card)
+    warnings = [warning] if warning else []
+    assumed = Worker("a GPU of 24 GB", "cuda", _ASSUMED_GPU, True)
+    if not workers:
+        warnings.append("No worker has told of itself yet: the figures are those of a GPU of 24 GB.")
+    if data.basis != "preflight":
+        warnings.append(_basis_warning(data.basis))
+    planned = [(worker, settle(spec, data, card, shape, worker)) for worker in workers or [assumed]]
+    best, resolved = min(planned, key=_preference)
+    sizes = _sizes(spec, data, resolved)
+    tokens = _tokens(sizes, resolved)
+    known = shape is not None and card is not None
+    return {
+        "object": "fine_tuning.job.estimate",
+        "model": spec.model,
+        "data": {
+            "samples": data.samples,
+            "validation_samples": sizes.validation,
+            "mean_tokens": round(sizes.mean, 1),
+            "longest_tokens": max(data.profile.lengths),
+            "max_seq_length": resolved.max_seq_length,
+            "tokens_per_epoch": sizes.per_epoch,
+            "trained_tokens_per_epoch": sizes.trained_per_epoch,
+            "basis": data.basis,
+        },
+        "steps": resolved.total_steps,
+        "trained_tokens": tokens,
+        **_settings(resolved, known=known),
+        "parameters": _parameters(shape, spec) if known and shape else None,
+        "memory": _memory(shape, spec, resolved) if known and shape else None,
+        "devices": [_device(worker, plan) for worker, plan in planned] if workers and known else [],
+        "fits": any(plan.plan.fits for _, plan in planned) if workers and known else None,
+        "nearest": _nearest(best, resolved) if workers and known and not resolved.plan.fits else None,
+        "time": _time(best, resolved, sizes, tokens, shape, measured.get(best.name, [])),
+        "warnings": warnings,
+    }
+
+
+def _shape(card: BaseCard | None) -> tuple[ModelShape | None, str | None]:
+    if card is None:
+        return None, "The base model's configuration is not at hand yet, so its memory can't be told."
+    try:
+        return read_shape(card.config), None
+    except InvalidRequestError as error:
+        return None, error.message
+
+
+#: Llama-2-7B's, for steps and lengths of a model whose own is not known; no memory is told from it.
+_UNKNOWN = ModelShape(
+    hidden_size=4096, intermediate_size=11_008, layers=32, heads=32, kv_heads=32, head_dim=128, vocab_size=32_000
+)
+
+
+def settle(spec: FineTuneSpec, data: Data, card: BaseCard | None, shape: ModelShape | None, worker: Worker) -> Resolved:
+    """The settings as that worker would run them."""
+    lengths = data.profile.lengths
+    count = lengths.total()
+    mean = sum(length * times for length, times in lengths.items()) / count
+    variance = sum((length - mean) ** 2 * times for length, times in lengths.items()) / count
+    return resolve(
+        spec,
+        Facts(
+            train_samples=_train_samples(spec, data),
+            mean_tokens=mean,
+            p90_tokens=quantile(lengths, 0.9),
+            longest_tokens=max(lengths),
+            deviation_tokens=math.sqrt(variance),
+            context_length=card.config.get("max_position_embeddings", 2048) if card else 2048,
+            shape=shape or _UNKNOWN,
+            available_memory=worker.memory,
+            device=worker.device,
+            fast_bfloat16=worker.fast_bfloat16,
+            fast_path=card.fast_path if card else True,
+            prompt_template=card.default_template if card else "alpaca",
+        ),
+    )
+
+
+def _train_samples(spec: FineTuneSpec, data: Data) -> int:
+    fraction = spec.hone.data.validation_fraction
+    if data.validation_samples is not None or fraction == 0 or data.samples < 2:
+        return data.samples
+    return data.samples - max(1, round(fraction * data.samples))
+
+
+def _preference(planned: tuple[Worker, Resolved]) -> tuple[bool, bool, int]:
+    """Where it fits, then a GPU, then the largest."""
+    worker, resolved = planned
+    return not resolved.plan.fits, worker.device != "cuda", -worker.memory
+
+
+def _sizes(spec: FineTuneSpec, data: Data, resolved: Resolved) -> _Sizes:
+    """Samples and tokens of an epoch after the cut; of the whole file's, the training part's share."""
+    train = _train_samples(spec, data)
+    validation = data.samples - train if data.validation_samples is None else data.validation_samples
+    counted, cut = data.profile.lengths.total(), resolved.max_seq_length
+    kept = 1 - cut_report(data.profile, cut, "")["nothing_trained"] / counted
+    within = sum(min(length, cut) * times for length, times in data.profile.lengths.items()) / counted
+    trained = trained_tokens(data.profile, cut) / counted
+    return _Sizes(train, validation, round(train * kept * within), round(train * kept * trained), within)
+
+
+def _tokens(sizes: _Sizes, resolved: Resolved) -> int:
+    """Tokens of all steps; a limit on the steps ends the last epoch early."""
+    epochs_steps = math.ceil(sizes.train / resolved.batch_size) * resolved.n_epochs
+    return round(sizes.per_epoch * resolved.n_epochs * min(1.0, resolved.total_steps / epochs_steps))
+
+
+def _settings(resolved: Resolved, *, known: bool) -> dict[str, Any]:
+    names = ("learning_rate", "warmup_steps", "eval_steps", "save_steps", "precision")
+    planned = ("microbatch_size", "gradient_checkpointing") if known else ()
+    told = resolved.model_dump(mode="json")
+    return {
+        "hyperparameters": {name: told[name] for name in ("n_epochs", "batch_size", "learning_rate_multiplier")},
+        "hone": {
+            "training": {name: told[name] for name in (*names, *planned)},
+            "data": {name: told[name] for name in ("max_seq_length", "prompt_template")},
+            "reasons": resolved.reasons,
+        },
+    }
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def _parameters(shape: ModelShape, spec: FineTuneSpec) -> dict[str, Any]:
+    trainable = shape.adapter_parameters(spec.hone.lora)
+    total = shape.parameters + trainable
+    return {"total": total, "trainable": trainable, "share": round(trainable / total, 6)}
+
+
+def _memory(shape: ModelShape, spec: FineTuneSpec, resolved: Resolved) -> dict[str, Any]:
+    by_bits = weights_by_bits(shape, double_quantization=spec.hone.quantization.double_quantization)
+    memory, quantization = resolved.plan.memory, spec.hone.quantization.type
+    kind = f"4-bit {quantization.upper()}" if quantization != "none" else resolved.precision
+    rows = [
+        ("weights", f"Base model, {kind}", memory.weights),
+        ("dequantized", "Base model's weights as they are computed with", memory.dequantized),
+        ("adapters", "Adapters, float32", memory.adapters),
+        ("gradients", "Gradients of the adapters", memory.gradients),
+        ("optimizer", f"Optimizer ({resolved.optimizer})", memory.optimizer),
+        ("activations", f"Activations of {resolved.pass_tokens:,} tokens a pass", memory.activations),
+        ("head", "Logits and loss", memory.head),
+        ("overhead", "Libraries, workspace and what the allocator can't use", memory.overhead + memory.workspace),
+    ]
+    return {
+        "weights_32_bit": by_bits[32],
+        "weights_16_bit": by_bits[16],
+        "weights_4_bit": by_bits[4],
+        "parts": [{"name": name, "title": title, "bytes": size} for name, title, size in rows if size],
+        "peak": resolved.plan.needed,
+    }
+
+
+def _device(worker: Worker, resolved: Resolved) -> dict[str, Any]:
+    plan = resolved.plan
+    return {
+        "name": worker.name,
+        "device": worker.device,
+        "memory": worker.memory,
+        "workers": worker.workers,
+        "alive": worker.alive,
+        "fits": plan.fits,
+        "peak": plan.needed,
+        "reason": "; ".join(plan.reasons),
+    }
+
+
+def _nearest(worker: Worker, resolved: Resolved) -> dict[str, Any]:
+    """What to change so that it fits, in a sentence too."""
+    plan = resolved.plan
+    told = (
+        f"The job needs {gigabytes(plan.needed)}, and {worker.name} has {gigabytes(plan.available)} for it: "
+        f"{'; '.join(plan.reasons)}."
+    )
+    if plan.nearest is None:
+        return {"changes": {}, "message": f"{told} No setting makes it fit. Use a smaller model.", "peak": plan.needed}
+    wanted = " and ".join(f"{name} to {_word(value)}" for name, value in plan.nearest.items())
+    return {"changes": plan.nearest, "message": f"{told} It fits if you set {wanted}.", "peak": plan.needed}
+
+
+def _word(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).lower()
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------
+
+
+def _time(
+    worker: Worker,
+    resolved: Resolved,
+    sizes: _Sizes,
+    tokens: int,
+    shape: ModelShape | None,
+    measured: list[Measured],
+) -> dict[str, Any]:
+    """A range: from what was measured on this base and device, else from a guess that says so."""
+    validation = validation_tokens(resolved, sizes.validation, sizes.mean)
+    work = tokens + validation / _VALIDATION_SPEED
+    if measured:
+        speeds = sorted(job.tokens_per_second for job in measured)
+        low, high = speeds[0] / _MEASURED_SPREAD, speeds[-1] * _MEASURED_SPREAD
+        other = statistics.median(job.other_seconds for job in measured)
+        seconds = (work / high + other * 0.9, work / low + other * 1.1)
+        message = f"From {len(measured)} job{'s' if len(measured) > 1 else ''} on this base and {worker.name}."
+    else:
+        speed = _prior(worker, shape)
+        low, high = speed / _PRIOR_SPREAD, speed * _PRIOR_SPREAD
+        other = _START + (shape or _UNKNOWN).parameters * 2 / 1e9 * _LOAD_A_GB
+        seconds = (work / high + other / 2, work / low + other * 2)
+        message = f"A guess: no job on this base has ended on {worker.name} yet. The first one makes it a measurement."
+    return {
+        "low_seconds": round(seconds[0]),
+        "high_seconds": max(1, round(seconds[1])),
+        "tokens_per_second": {"low": round(low, 1), "high": round(high, 1)},
+        "basis": "measured" if measured else "prior",
+        "jobs": len(measured),
+        "message": message,
+    }
+
+
+def validation_tokens(resolved: Resolved, samples: int, mean: float) -> float:
+    """Tokens that all validations of a job go through: at the start, every so many steps, and at the end."""
+    times = 1 + math.ceil(resolved.total_steps / resolved.eval_steps) if samples else 0
+    return times * samples * mean
+
+
+def other_seconds(resolved: Resolved, report: dict[str, Any], tokens_per_second: float, tokens: int) -> float:
+    """What a finished run spent outside of steps and validations: loading, saving, artifacts."""
+    data = report["dataset"]
+    mean = data["tokens_per_epoch"] / max(1, data["train_samples"])
+    validation = validation_tokens(resolved, data["validation_samples"], mean)
+    spent = (tokens + validation / _VALIDATION_SPEED) / tokens_per_second
+    return max(0.0, float(report["run"]["seconds"]) - spent)
+
+
+def _prior(worker: Worker, shape: ModelShape | None) -> float:
+    parameters = (shape or _UNKNOWN).parameters
+    if worker.device == "cpu":
+        return _PRIOR["cpu"] / parameters
+    share = next((share for name, share in _CARDS.items() if name in worker.name), 0.15)
+    return min(_MOST_PRIOR, _PRIOR["cuda"] * share / parameters)
+
+
+def _basis_warning(basis: Basis) -> str:
+    if basis == "sample":
+        return "Lengths are those of the file's first samples. A preflight of the file makes them exact."
+    return f"Lengths are guessed at {CHARACTERS_A_TOKEN} characters a token: the base model's tokenizer is not at hand."

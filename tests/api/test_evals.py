@@ -91,6 +91,7 @@ def test_openais_own_criteria_come_back_as_its_client_knows_them(client: OpenAI)
         (_similarity("bleu", input="{{sample.choices}}"), "testing_criteria[0]", "{{sample.output_text}}"),
         (_check("gt"), "testing_criteria[0].operation", "'eq', 'ne', 'like' or 'ilike'"),
         (_criterion(lang="cobol"), "testing_criteria[0].lang", "'python'"),
+        (_criterion(lang="go", scorer="package"), "testing_criteria[0]", "leave scorer out"),
         (_criterion(weights=[1, 1, 0, 0]), "testing_criteria[0]", "sum to 1"),
         (_criterion(pass_threshold=2), "testing_criteria[0].pass_threshold", "less than or equal to 1"),
         (_criterion(input="{{os.environ}}"), "testing_criteria[0]", "only {{item.<name>}}"),

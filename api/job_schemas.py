@@ -114,8 +114,8 @@ class FineTuneRequest(Spec):
             return self
         if self.hone.evaluation != EvaluationDuringTrainingSpec():
             raise ValueError("'hone.evaluation' is for the method 'supervised'; leave it out with 'dpo'")
-        if self.hone.training.gpus > 1:
-            raise ValueError("'hone.training.gpus' above 1 is for the method 'supervised'; leave it out with 'dpo'")
+        if self.hone.training.gpus != 1:
+            raise ValueError("'hone.training.gpus' is for the method 'supervised'; 'dpo' trains on one GPU")
         return self
 
     def _dpo(self) -> DpoSpec | None:

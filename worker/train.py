@@ -26,7 +26,7 @@ from core.disk import disk_full
 from core.errors import HoneError
 from core.resolve import Facts, Resolved, resolve
 from core.shape import ModelShape, read_shape
-from core.specs import FineTuneSpec
+from core.specs import FineTuneSpec, Precision
 from worker.artifacts import save
 from worker.base_models import FRESH, Bases, Wanted, default_template, load_config, load_tokenizer
 from worker.checkpoints import checkpoint_step
@@ -128,7 +128,8 @@ def train(
     # 2. The base model in 4 bits, and a fresh adapter in float32.
     if stop.asked:
         return ExitCode.STOPPED
-    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    as_loaded: Precision = "bfloat16" if resolved.precision == "fp8" else resolved.precision
+    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, as_loaded)
     lines.send(Event(message=_told(job.spec.model, loaded=bases.has(wanted))))
     base = bases.lend(wanted)
     base.config.use_cache = False

@@ -137,7 +137,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         self._fast = make_fast()
         self._plan = plan
         flatten: Collate = collate if self._fast is not None else self.data_collator  # type: ignore[has-type]
-        self._ranks = ranks
+        self.ranks = ranks
         self._collator = StepCollator(flatten, plan.limit, ranks.mine)
         self.data_collator = self._collator
         self._late: deque[Figures] = deque()
@@ -163,21 +163,21 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             except torch.OutOfMemoryError:
                 failed = True
             # Out of the except block, whose traceback holds the pass's tensors.
-            if not self._ranks.any(failed):
+            if not self.ranks.any(failed):
                 self._plan.saw(passes)
                 return self._join(torch.stack(losses).sum())
             sizes = [one["input_ids"].numel() for one in passes]
-            self._step_down(*self._ranks.largest([max(sizes, default=0), max(len(row["input_ids"]) for row in rows)]))
+            self._step_down(*self.ranks.largest([max(sizes, default=0), max(len(row["input_ids"]) for row in rows)]))
             set_random_state(state)
             passes = self._collator.passes(rows)
 
     def _join(self, loss: Tensor) -> Tensor:
         """The step's loss over all ranks; gradients and hits become all ranks' as well."""
-        if self._ranks.size == 1:
+        if self.ranks.size == 1:
             return loss
-        self._ranks.sum_gradients(self.model.parameters())
+        self.ranks.sum_gradients(self.model.parameters())
         hits = torch.stack(self._hits).sum() if self._hits else torch.zeros_like(loss)
-        figures = self._ranks.sum(torch.stack([loss, hits.float(), loss.new_tensor(float(self._trained))]))
+        figures = self.ranks.sum(torch.stack([loss, hits.float(), loss.new_tensor(float(self._trained))]))
         if self._fast is not None:
             self._hits, self._trained = [figures[1]], figures[2]
         return figures[0]
@@ -234,7 +234,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     ) -> None:
         """Log the step before; all that are not logged yet, where something is to be saved, validated or ended."""
         control = self.control
-        if control.should_log and self.state.global_step > self._globalstep_last_logged:
+        if control.should_log and self.state.global_step > self._globalstep_last_logged:  # type: ignore[has-type]  # Trainer has no types
             self._late.append(self._take(tr_loss, grad_norm, learning_rate))
             self._globalstep_last_logged = self.state.global_step
         pause = control.should_evaluate or control.should_save
@@ -302,7 +302,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             tokens += count
         self._trained = 0
         self._metrics["eval"].clear()
-        loss, correct, count_of_all = self._ranks.sum(torch.stack([loss, correct, loss.new_tensor(float(tokens))]))
+        loss, correct, count_of_all = self.ranks.sum(torch.stack([loss, correct, loss.new_tensor(float(tokens))]))
         tokens = int(count_of_all)
         metrics = {
             f"{metric_key_prefix}_loss": float(loss) / tokens,
@@ -314,7 +314,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
-        if self._ranks.rank:
+        if self.ranks.rank:
             return
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

@@ -1,6 +1,6 @@
 """Figures of preference tuning
 
-Revision: 0022, after 0010
+Revision: 0022, after 0008
 """
 
 import sqlalchemy as sa
@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0022"
-down_revision = "0010"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

@@ -242,7 +242,7 @@ def test_auto_beta_and_a_smaller_rate_are_chosen_for_dpo():
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta", "2"),
         ({"method": {"type": "dpo"}}, "training_file", "is for the method 'supervised'"),
         ({"method": {"type": "dpo"}, "hone": {"evaluation": {"keep": "best_valid_loss"}}}, None, "hone.evaluation"),
-        ({"method": {"type": "dpo"}, "hone": {"training": {"gpus": 2}}}, None, "hone.training.gpus"),
+        ({"method": {"type": "dpo"}, "hone": {"training": {"gpus": 2}}}, None, "trains on one GPU"),
     ],
 )
 def test_a_method_that_can_not_be_is_refused_by_name(http: TestClient, fields, param, words):

@@ -300,13 +300,15 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
     began = time.monotonic()
 
-    # 1. The pairs, and the settings that follow from them.
+    # 1. The pairs, and the settings that follow from them and from the GPU's free memory.
+    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked):
+        return ExitCode.STOPPED
     lines.send(Event(message="Preparing the data"))
     data = prepare(job)
     resolved = data.resolved
 
     # 2. The base model in 4 bits, and a fresh adapter in float32.
-    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked) or stop.asked:
+    if stop.asked:
         return ExitCode.STOPPED
     lines.send(Event(message=f"Loading base model {job.spec.model}"))
     base = bases.lend(Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision))

@@ -3,7 +3,7 @@
     python -m benchmarks.dashboard [sqlite|postgresql]
 
 One project has 9,000 jobs that have ended, 990 that wait, 10 that run, 2,000 files, 500 evaluations of 20 answers, and
-one job of 100,000 steps. Each page is asked for 100 times, one after another, over a socket. Prints the median and the
+one job of 100,000 steps. Each page is asked for 40 times, one after another, over a socket. Prints the median and the
 95th percentile of the time that the client waits, the same of the processor time that client and server took together
 (which another load on the machine does not change; PostgreSQL's own is not in it), and the points of the long curve.
 """
@@ -36,7 +36,8 @@ from tests.api.conftest import NO_BROKER, served
 JOBS, WAITING, RUNNING = 10_000, 990, 10
 FILES, RUNS, ITEMS = 2_000, 500, 20
 STEPS, LONG = 300, 100_000
-TIMES = 100
+TIMES = 40
+LONG_CURVE = "a curve of 100,000"
 PARTS = {"ngram": 0.3, "weighted_ngram": 0.4, "syntax": 0.5, "dataflow": 0.6}
 
 
@@ -87,7 +88,7 @@ def seed(database: Database) -> tuple[str, dict[str, str]]:
         "a job that runs": f"/jobs/{jobs[-1]['id']}",
         "a job's head": f"/jobs/{jobs[-1]['id']}/head",
         "a curve of 300 steps": f"/jobs/{jobs[-1]['id']}/metrics.json",
-        "a curve of 100,000": f"/jobs/{jobs[0]['id']}/metrics.json?points=2000",
+        LONG_CURVE: f"/jobs/{jobs[0]['id']}/metrics.json?points=2000",
         "new job": "/jobs/new",
         "compare three": "/compare?" + "&".join(f"job={job['id']}" for job in jobs[-3:]),
         "files": "/files",
@@ -173,21 +174,28 @@ def _runs(session: Any, project_id: str, eval_id: str, file_id: str, now: float)
 
 
 def measure(settings: Settings, key: str, pages: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
-    """Milliseconds of each answer, waited and computed, in rounds over all pages."""
+    """Milliseconds of each answer, waited and computed: in rounds over all pages, then of the long curve by itself."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in pages}
     with served(create_app(settings)) as url, httpx2.Client(base_url=url, timeout=60) as client:
         assert client.post("/sign-in", data={"key": key}, headers={"Origin": url}).status_code == 303
         for turn in range(TIMES + 2):
             for name, path in pages.items():
-                began, spent = time.perf_counter(), time.process_time()
-                answer = client.get(path)
-                took = 1000 * (time.perf_counter() - began), 1000 * (time.process_time() - spent)
-                assert answer.status_code == 200, (path, answer.status_code, answer.text[:500])
-                if turn >= 2:  # the first two fill caches
+                took = ask(client, path) if name != LONG_CURVE else None
+                if took is not None and turn >= 2:  # the first two fill caches
                     found[name].append(took)
-        points = len(client.get(pages["a curve of 100,000"]).json()["steps"])
+        found[LONG_CURVE] = [ask(client, pages[LONG_CURVE]) for _ in range(TIMES)]
+        points = len(client.get(pages[LONG_CURVE]).json()["steps"])
     print(f"  the curve of {LONG:,} steps comes in {points:,} points")
     return found
+
+
+def ask(client: httpx2.Client, path: str) -> tuple[float, float]:
+    """Milliseconds until a page is there, and of processor time."""
+    began, spent = time.perf_counter(), time.process_time()
+    answer = client.get(path)
+    took = 1000 * (time.perf_counter() - began), 1000 * (time.process_time() - spent)
+    assert answer.status_code == 200, (path, answer.status_code, answer.text[:500])
+    return took
 
 
 @contextmanager
@@ -239,9 +247,10 @@ def main() -> None:
             )
             database = Database(url)
             key, pages = seed(database)
-            worst = max(report(page, times) for page, times in measure(settings, key, pages).items())
+            waits = {page: report(page, times) for page, times in measure(settings, key, pages).items()}
             database.dispose()
-            print(f"  the slowest page's 95th percentile: {worst:.1f} ms")
+            worst = max(waits[page] for page in waits if page != LONG_CURVE)
+            print(f"  the slowest page's 95th percentile, the long curve left out: {worst:.1f} ms")
 
 
 if __name__ == "__main__":

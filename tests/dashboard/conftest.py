@@ -1,0 +1,44 @@
+"""The dashboard without a browser: the API's fixtures, a client that has signed in, and something to look at."""
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.main import create_app
+from core.settings import Settings
+from core.storage import Storage
+from models.database import Database
+from tests.api import conftest as api
+from tests.api.driving import EVAL, ITEMS, evaluate, run_body, submit, train, upload
+from tests.dashboard.signing_in import SAME_ORIGIN, sign_in
+
+# Fixtures are found by the name that they have in this module.
+http, settings = api.http, api.settings
+
+
+@pytest.fixture
+def browser(settings: Settings, key: str) -> Iterator[TestClient]:
+    """A browser that has signed in."""
+    with TestClient(create_app(settings), follow_redirects=False, headers=SAME_ORIGIN) as client:
+        sign_in(client, key)
+        yield client
+
+
+@pytest.fixture
+def there(http: TestClient, database: Database, storage: Storage) -> dict[str, str]:
+    """One of everything, by the names that routes give to ids."""
+    job = submit(http, suffix="mine")
+    train(database, storage)
+    eval_id = http.post("/v1/evals", json=EVAL).json()["id"]
+    source = {"type": "file_id", "id": upload(http, ITEMS, "evals")}
+    run_id = http.post(f"/v1/evals/{eval_id}/runs", json=run_body(source)).json()["id"]
+    evaluate(database, storage)
+    checkpoint_id = http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"][0]["id"]
+    return {
+        "job_id": job["id"],
+        "file_id": job["training_file"],
+        "eval_id": eval_id,
+        "run_id": run_id,
+        "checkpoint_id": checkpoint_id,
+    }

@@ -30,6 +30,8 @@ import tomllib
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
 for extra in ("api", "worker"):
     wanted = project["dependencies"] + project["optional-dependencies"][extra]
+    if extra == "worker":
+        wanted += project["optional-dependencies"]["cuda"]
     pathlib.Path(f"{extra}.txt").write_text("\n".join(wanted) + "\n")
 PYTHON
 

@@ -71,7 +71,7 @@ def estimate_job(body: FineTuneRequest, project_id: CurrentProject, parts: Parts
         file = require_input(session, project_id, spec.training_file, purpose="fine-tune", param="training_file")
         validation = _validation(session, project_id, spec)
         row = _preflight(session, parts.cards, file, spec)
-        workers, measured = known_workers(session), measured_jobs(session, spec.model)
+        workers, measured = known_workers(session), measured_jobs(session, spec.model, spec.hone.training.gpus)
     try:
         tokenizer: CardTokenizer | None = parts.cards.get(spec.model)
     except NoCardError:
@@ -163,19 +163,23 @@ def read_data(
 def known_workers(session: Session) -> list[Worker]:
     """The machines that workers told of, each kind once."""
     now = session.scalar(select(db_now())) or 0.0
-    kinds: dict[tuple[str, str, int, bool], list[bool]] = defaultdict(list)
+    kinds: dict[tuple[str, str, int, bool, int], list[bool]] = defaultdict(list)
     for row in session.scalars(select(WorkerRow)):
-        kind = (row.device, row.name, row.memory, row.fast_bfloat16)
+        kind = (row.device, row.name, row.memory, row.fast_bfloat16, row.gpus)
         kinds[kind].append(now - row.seen_at < _ALIVE_SECONDS)
     return [
-        Worker(name, "cuda" if device == "cuda" else "cpu", memory, fast, len(alive), any(alive))
-        for (device, name, memory, fast), alive in sorted(kinds.items())
+        Worker(name, "cuda" if device == "cuda" else "cpu", memory, fast, len(alive), any(alive), gpus)
+        for (device, name, memory, fast, gpus), alive in sorted(kinds.items())
     ]
 
 
-def measured_jobs(session: Session, model: str) -> dict[str, list[Measured]]:
-    """What the newest finished jobs on a base measured, by the device's name; speeds of all projects count."""
-    query = select(Job).where(Job.kind == JobKind.FINE_TUNE, Job.status == JobStatus.SUCCEEDED, Job.model == model)
+def measured_jobs(session: Session, model: str, gpus: int) -> dict[str, list[Measured]]:
+    """What the newest finished jobs on a base and so many GPUs measured, by the device's name.
+
+    Speeds of all projects count.
+    """
+    ended = (Job.kind == JobKind.FINE_TUNE, Job.status == JobStatus.SUCCEEDED)
+    query = select(Job).where(*ended, Job.model == model, Job.gpus == gpus)
     found: dict[str, list[Measured]] = defaultdict(list)
     for job in session.scalars(query.order_by(Job.id.desc()).limit(_JOBS)):
         if (measured := _measured(session, job)) is not None:

@@ -10,14 +10,13 @@ from pydantic_core import PydanticCustomError
 from api.pagination import Listed
 from api.schemas import Absent, Metadata
 from core.model_names import checkpoint_name
-from core.resolve import Resolved
-from core.specs import FineTuneSpec, HoneSpec, Hyperparameters, Spec
+from core.specs import DpoSpec, EvaluationDuringTrainingSpec, FineTuneSpec, HoneSpec, Hyperparameters, Spec
 from models.tables import Checkpoint, Job, JobEvent, StepMetric
 
 
-def _only_supervised(value: Any) -> Any:
-    if value in ("dpo", "reinforcement"):
-        raise PydanticCustomError("unsupported", f"this server does not do '{value}'. Use 'supervised'")
+def _no_reinforcement(value: Any) -> Any:
+    if value == "reinforcement":
+        raise PydanticCustomError("unsupported", "this server does not do 'reinforcement'. Use 'supervised' or 'dpo'")
     return value
 
 
@@ -34,11 +33,35 @@ class SupervisedMethod(Spec):
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(Spec):
-    """How to tune. OpenAI's other methods are known by name, so that they can be refused by name."""
+class DpoHyperparameters(Hyperparameters, DpoSpec):
+    """OpenAI's hyperparameters of preference tuning."""
 
-    type: Annotated[Literal["supervised"], BeforeValidator(_only_supervised)]
+
+class DpoMethod(Spec):
+    """OpenAI's dpo method."""
+
+    hyperparameters: DpoHyperparameters | None = None
+
+
+class Method(Spec):
+    """How to tune. OpenAI's third method is known by name, so that it can be refused by name."""
+
+    type: Annotated[Literal["supervised", "dpo"], BeforeValidator(_no_reinforcement)]
     supervised: SupervisedMethod | None = None
+    dpo: DpoMethod | None = None
+
+    @model_validator(mode="after")
+    def _only_the_types_own(self) -> "Method":
+        other = "dpo" if self.type == "supervised" else "supervised"
+        if getattr(self, other) is not None:
+            raise ValueError(f"'method.type' is '{self.type}' and 'method.{other}' is given; leave one of them out")
+        return self
+
+    @property
+    def hyperparameters(self) -> Hyperparameters | None:
+        """Those of the type."""
+        chosen = self.supervised if self.type == "supervised" else self.dpo
+        return chosen.hyperparameters if chosen else None
 
 
 # Letters of both cases, digits and three signs: the suffix becomes part of the model's name, between colons.
@@ -62,10 +85,8 @@ class FineTuneRequest(Spec):
     @model_validator(mode="after")
     def _one_set_of_hyperparameters(self) -> "FineTuneRequest":
         inner, outer = self._in_method(), self.__dict__["hyperparameters"]
-        if inner is not None and outer is not None and inner != outer:
-            raise ValueError(
-                "'hyperparameters' and 'method.supervised.hyperparameters' differ; give 'method.supervised' alone"
-            )
+        if inner is not None and outer is not None and _openais(inner) != outer:
+            raise ValueError("'hyperparameters' and those in 'method' differ; give 'method' alone")
         return self
 
     @model_validator(mode="after")
@@ -80,13 +101,28 @@ class FineTuneRequest(Spec):
         return self
 
     def _in_method(self) -> Hyperparameters | None:
-        supervised = self.method.supervised if self.method else None
-        return supervised.hyperparameters if supervised else None
+        return self.method.hyperparameters if self.method else None
 
     def chosen_hyperparameters(self) -> Hyperparameters:
         """The hyperparameters, wherever they were given."""
         outer: Hyperparameters | None = self.__dict__["hyperparameters"]  # not the attribute, which warns of its age
-        return self._in_method() or outer or Hyperparameters()
+        return _openais(self._in_method() or outer or Hyperparameters())
+
+    @model_validator(mode="after")
+    def _what_dpo_has_not(self) -> "FineTuneRequest":
+        if self.method is None or self.method.type != "dpo" or self.hone is None:
+            return self
+        if self.hone.evaluation != EvaluationDuringTrainingSpec():
+            raise ValueError("'hone.evaluation' is for the method 'supervised'; leave it out with 'dpo'")
+        if self.hone.training.gpus != 1:
+            raise ValueError("'hone.training.gpus' is for the method 'supervised'; 'dpo' trains on one GPU")
+        return self
+
+    def _dpo(self) -> DpoSpec | None:
+        if self.method is None or self.method.type != "dpo":
+            return None
+        inner = self._in_method()
+        return DpoSpec(beta=inner.beta) if isinstance(inner, DpoHyperparameters) else DpoSpec()
 
     def spec(self) -> FineTuneSpec:
         """What was asked for, with a seed."""
@@ -97,8 +133,14 @@ class FineTuneRequest(Spec):
             seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
             suffix=self.suffix,
             hyperparameters=self.chosen_hyperparameters(),
+            dpo=self._dpo(),
             hone=self.hone or HoneSpec(),
         )
+
+
+def _openais(given: Hyperparameters) -> Hyperparameters:
+    """The hyperparameters that all methods have."""
+    return Hyperparameters.model_validate(given.model_dump(include=set(Hyperparameters.model_fields)))
 
 
 class JobError(BaseModel):
@@ -126,6 +168,8 @@ class HoneJob(BaseModel):
     data: dict[str, Any]
     evaluation: dict[str, Any]
     reasons: dict[str, str]
+    #: How the job uses the device's memory (core.plan.MemoryPlan); null until the worker knows.
+    plan: dict[str, Any] | None
     progress: Progress
     report: dict[str, Any] | None
 
@@ -180,7 +224,7 @@ def job_error(job: Job) -> JobError | None:
 def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
     """A job's row as it goes onto the wire; ``result_files`` are ids."""
     spec = FineTuneSpec.model_validate(job.spec)
-    resolved = Resolved.model_validate(job.resolved).model_dump(mode="json") if job.resolved else {}
+    resolved = job.resolved or {}  # as the worker wrote it; an earlier version's lacks what came later
     hyperparameters = _laid_over(spec.hyperparameters.model_dump(mode="json"), resolved)
     asked = spec.hone.model_dump(mode="json")
     return FineTuningJob(
@@ -193,7 +237,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
         hyperparameters=hyperparameters,
         integrations=[],
         metadata=job.labels,
-        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        method=_method(spec, hyperparameters, resolved),
         model=job.model,
         organization_id=job.project_id,
         result_files=result_files,
@@ -210,10 +254,18 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
             data=_laid_over(asked["data"], resolved),
             evaluation=asked["evaluation"],
             reasons=resolved.get("reasons", {}),
+            plan=resolved.get("plan"),
             progress=progress_of(job),
             report=job.report,
         ),
     )
+
+
+def _method(spec: FineTuneSpec, hyperparameters: dict[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    if spec.dpo is None:
+        return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    beta = _laid_over(spec.dpo.model_dump(mode="json"), resolved)
+    return {"type": "dpo", "dpo": {"hyperparameters": {**hyperparameters, **beta}}}
 
 
 class JobEventObject(Listed):
@@ -293,6 +345,8 @@ class StepObject(BaseModel):
     tokens_per_second: float | None
     epoch: float | None
     peak_memory: float | None
+    #: Of preference tuning: reward_chosen, reward_margin and so on.
+    rewards: Absent[dict[str, float]] = None
 
 
 class StepList(BaseModel):

@@ -11,7 +11,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from api import job_stream
-from api.deps import CurrentProject, PartsDep, ReadSession, StorageDep, WriteSession
+from api.deps import CurrentProject, Parts, PartsDep, ReadSession, StorageDep, WriteSession
 from api.downloads import answer_stored
 from api.estimates import refuse_unfit
 from api.file_access import require_input
@@ -34,7 +34,7 @@ from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
 from models import lifecycle
-from models.access import model_name
+from models.access import find_model, model_name
 from models.status import JobKind, JobStatus
 from models.tables import Checkpoint, File, Job, JobEvent, Project, StepMetric
 
@@ -69,10 +69,11 @@ def create_job(
     body: FineTuneRequest, project_id: CurrentProject, session: WriteSession, parts: PartsDep
 ) -> FineTuningJob:
     """Submit a fine-tune. When this answers 200, the job is in the database and will run."""
-    find_base_model(parts.catalogue, body.model)
+    _require_base(session, parts, project_id, body.model)
     for param in ("training_file", "validation_file"):
         if file_id := getattr(body, param):
-            require_input(session, project_id, file_id, purpose="fine-tune", param=param)
+            file = require_input(session, project_id, file_id, purpose="fine-tune", param=param)
+            _require_format(file, body, param)
     spec = body.spec()
     gpus = spec.hone.training.gpus
     require_gpus(session, gpus)
@@ -87,6 +88,31 @@ def create_job(
         gpus=gpus,
     )
     return _on_the_wire(session, lifecycle.submit(session, job))
+
+
+def _require_base(session: Session, parts: Parts, project_id: str, model: str) -> None:
+    """Raise InvalidRequestError unless the model is a base of the catalogue; of a fine-tune it names the base."""
+    if model not in parts.catalogue and (tuned := find_model(session, project_id, model)) is not None:
+        raise InvalidRequestError(
+            f"'{model:.200}' is a fine-tune, and this server trains base models only. Give '{tuned.base_model}', "
+            "and the data of both trainings in one file.",
+            param="model",
+            code="not_a_base_model",
+        )
+    find_base_model(parts.catalogue, model)
+
+
+def _require_format(file: File, body: FineTuneRequest, param: str) -> None:
+    """Raise InvalidRequestError when a file has pairs of answers and the method wants single ones, or the other way."""
+    method = body.method.type if body.method else "supervised"
+    found = (file.report or {}).get("format")
+    if found is not None and (found == "preference") != (method == "dpo"):
+        wanted = "'dpo'" if found == "preference" else "'supervised'"
+        raise InvalidRequestError(
+            f"'{param}': the format of file {file.id} is '{found}', which is for the method {wanted}.",
+            param=param,
+            code="wrong_format",
+        )
 
 
 @router.get("")

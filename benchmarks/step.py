@@ -115,6 +115,7 @@ def measure(fast: FastModel, model: PeftModel, tokens: int, words: int, steps: i
 
 def profile(fast: FastModel, tokens: int, words: int, path: Path) -> None:
     """Write a step's kernels by their time."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
@@ -125,7 +126,8 @@ def profile(fast: FastModel, tokens: int, words: int, path: Path) -> None:
         fast.loss(row)[0].backward()
         torch.cuda.synchronize()
     averages = found.key_averages()
-    total = sum(one.self_device_time_total for one in averages) / 1e3
+    kernels = [one for one in averages if one.device_type == DeviceType.CUDA]
+    total = sum(one.self_device_time_total for one in kernels) / 1e3
     table = averages.table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=70)
     path.write_text(f"{tokens} tokens, {total:.1f} ms of kernels\n{table}\n")
 

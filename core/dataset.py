@@ -1,17 +1,19 @@
 """Datasets: records into samples, each problem named by its line and field. ``core.records`` reads the file.
 
-Three formats, told apart by their keys; one file has one format:
+Four formats, told apart by their keys; one file has one format:
 
 - chat: ``{"messages": [{"role", "content", "weight"?}, …]}``, ending with the assistant's answer;
 - completion: ``{"prompt", "completion"}``;
-- instruction: ``{"instruction", "input"?, "output"}``.
+- instruction: ``{"instruction", "input"?, "output"}``;
+- preference (for DPO): ``{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}``, the
+  outputs each one message of the assistant.
 
 The API checks an upload with this module and the worker reads it with the same, so what was accepted can be read.
 """
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from core.errors import DatasetError
@@ -19,13 +21,14 @@ from core.records import LineError as _LineError
 from core.records import open_records, parse_line, read_lines
 
 Role = Literal["system", "user", "assistant"]
-Format = Literal["chat", "completion", "instruction"]
+Format = Literal["chat", "completion", "instruction", "preference"]
 
 #: Keys that tell a format, the required ones first.
 _KEYS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chat": (("messages",), ()),
     "completion": (("prompt", "completion"), ()),
     "instruction": (("instruction", "output"), ("input",)),
+    "preference": (("preferred_output", "non_preferred_output", "input"), ()),
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SHOWN_PROBLEMS = 20
@@ -47,6 +50,8 @@ class Sample:
 
     messages: tuple[Message, ...]
     format: Format
+    #: Of a preference: the answer that the last message is preferred to.
+    rejected: Message | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ def _detect(record: dict[str, Any]) -> Format:
     raise _LineError(
         None,
         f"has none of the known formats (keys: {', '.join(key[:40] for key in sorted(record)[:8]) or 'none'})",
-        "Use 'messages', or 'prompt' and 'completion', or 'instruction', 'input' and 'output'.",
+        "Use 'messages', or 'prompt' and 'completion', or 'instruction', 'input' and 'output'; for DPO 'input', "
+        "'preferred_output' and 'non_preferred_output'.",
         "unknown_format",
     )
 
@@ -126,6 +132,8 @@ def to_sample(record: dict[str, Any], format: Format) -> Sample:
     """A checked record as a sample."""
     if format == "chat":
         return Sample(_chat(record), "chat")
+    if format == "preference":
+        return _preference(record)
     if format == "completion":
         prompt = Message("user", _text(record, "prompt", "prompt"))
         return Sample((prompt, Message("assistant", _text(record, "completion", "completion"), True)), "completion")
@@ -150,6 +158,37 @@ def _chat(record: dict[str, Any]) -> tuple[Message, ...]:
     if not any(message.trained for message in messages):
         raise _LineError("messages", "gives every answer the weight 0", "Give at least one answer the weight 1.")
     return messages
+
+
+def _preference(record: dict[str, Any]) -> Sample:
+    asked = record["input"]
+    if not isinstance(asked, dict):
+        raise _LineError("input", f"is {_json_type(asked)}, not an object", 'Write {"messages": […]}.', "wrong_type")
+    if asked.get("tools"):
+        raise _LineError("input.tools", "has tools", "Remove them: calls of tools are not trained here.")
+    turns = asked.get("messages")
+    if not isinstance(turns, list) or not turns:
+        raise _LineError("input.messages", "is not a list of messages", "Give at least a user's turn.")
+    prompt = [replace(_turn(turn, f"input.messages[{at}]"), trained=False) for at, turn in enumerate(turns)]
+    if prompt[-1].role != "user":
+        where, reason = f"input.messages[{len(prompt) - 1}].role", f"the last message is the {prompt[-1].role}'s"
+        raise _LineError(where, reason, "End with the user's message, which both outputs answer.")
+    preferred, rejected = (_output(record, key) for key in ("preferred_output", "non_preferred_output"))
+    if preferred.content == rejected.content:
+        raise _LineError(
+            "non_preferred_output", "is the same as preferred_output", "Remove the line, or give another answer."
+        )
+    return Sample((*prompt, preferred), "preference", rejected)
+
+
+def _output(record: dict[str, Any], key: str) -> Message:
+    turns = record[key]
+    if not isinstance(turns, list) or len(turns) != 1:
+        raise _LineError(key, "is not a list of one message", "Give the assistant's answer.")
+    message = replace(_turn(turns[0], f"{key}[0]"), trained=True)
+    if message.role != "assistant":
+        raise _LineError(f"{key}[0].role", f"is the {message.role}'s", "Give the assistant's answer.")
+    return message
 
 
 def _turn(turn: Any, where: str) -> Message:

@@ -38,6 +38,8 @@ _CARDS = {
 }  # fmt: skip
 #: Small models are bound by launches: SmolLM2-135M reached 31,500 on an H100.
 _MOST_PRIOR = 31_500
+#: What each further GPU of a job adds to the speed, before it was measured.
+_ANOTHER_GPU = 0.85
 #: How far off the first guess may be, either way; and how far what was measured here, for jobs of another size.
 _PRIOR_SPREAD = 2.5
 _MEASURED_SPREAD = 1.12
@@ -67,6 +69,8 @@ class Worker:
     fast_bfloat16: bool
     workers: int = 1
     alive: bool = True
+    #: GPUs of one such machine.
+    gpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,11 @@ def estimate(
         warnings.append("No worker has told of itself yet: the figures are those of a GPU of 24 GB.")
     if data.basis != "preflight":
         warnings.append(_basis_warning(data.basis))
+    if spec.hone.evaluation.codebleu_steps != "off":
+        warnings.append("CodeBLEU while training comes on top of the time: answers are generated for it.")
     planned = [(worker, settle(spec, data, card, shape, worker)) for worker in workers or [assumed]]
-    best, resolved = min(planned, key=_preference)
+    best, resolved = min(planned, key=lambda pair: _preference(spec, *pair))
+    fitting = [fits(spec, *pair) for pair in planned]
     sizes = _sizes(spec, data, resolved)
     tokens = _tokens(sizes, resolved)
     known = shape is not None and card is not None
@@ -138,10 +145,10 @@ def estimate(
         **_settings(resolved, known=known),
         "parameters": _parameters(shape, spec) if known and shape else None,
         "memory": _memory(shape, spec, resolved) if known and shape else None,
-        "devices": [_device(worker, plan) for worker, plan in planned] if workers and known else [],
-        "fits": any(plan.plan.fits for _, plan in planned) if workers and known else None,
-        "nearest": _nearest(best, resolved) if workers and known and not resolved.plan.fits else None,
-        "time": _time(best, resolved, sizes, tokens, shape, measured.get(best.name, [])),
+        "devices": [_device(spec, *pair) for pair in planned] if workers and known else [],
+        "fits": any(fitting) if workers and known else None,
+        "nearest": _nearest(spec, best, resolved) if workers and known and not any(fitting) else None,
+        "time": _time(best, resolved, sizes, tokens, shape, measured.get(best.name, []), spec.hone.training.gpus),
         "warnings": warnings,
     }
 
@@ -193,10 +200,14 @@ def _train_samples(spec: FineTuneSpec, data: Data) -> int:
     return data.samples - max(1, round(fraction * data.samples))
 
 
-def _preference(planned: tuple[Worker, Resolved]) -> tuple[bool, bool, int]:
+def fits(spec: FineTuneSpec, worker: Worker, resolved: Resolved) -> bool:
+    """Whether that machine has the memory, and the GPUs, that the job asks for."""
+    return resolved.plan.fits and max(1, worker.gpus) >= spec.hone.training.gpus
+
+
+def _preference(spec: FineTuneSpec, worker: Worker, resolved: Resolved) -> tuple[bool, bool, int]:
     """Where it fits, then a GPU, then the largest."""
-    worker, resolved = planned
-    return not resolved.plan.fits, worker.device != "cuda", -worker.memory
+    return not fits(spec, worker, resolved), worker.device != "cuda", -worker.memory
 
 
 def _sizes(spec: FineTuneSpec, data: Data, resolved: Resolved) -> _Sizes:
@@ -262,23 +273,28 @@ def _memory(shape: ModelShape, spec: FineTuneSpec, resolved: Resolved) -> dict[s
     }
 
 
-def _device(worker: Worker, resolved: Resolved) -> dict[str, Any]:
+def _device(spec: FineTuneSpec, worker: Worker, resolved: Resolved) -> dict[str, Any]:
     plan = resolved.plan
+    wanted = spec.hone.training.gpus
+    few = [f"it has {worker.gpus} GPUs of the {wanted} that are asked for"] if max(1, worker.gpus) < wanted else []
     return {
         "name": worker.name,
         "device": worker.device,
         "memory": worker.memory,
         "workers": worker.workers,
         "alive": worker.alive,
-        "fits": plan.fits,
+        "fits": fits(spec, worker, resolved),
         "peak": plan.needed,
-        "reason": "; ".join(plan.reasons),
+        "reason": "; ".join([*few, *plan.reasons]),
     }
 
 
-def _nearest(worker: Worker, resolved: Resolved) -> dict[str, Any]:
+def _nearest(spec: FineTuneSpec, worker: Worker, resolved: Resolved) -> dict[str, Any]:
     """What to change so that it fits, in a sentence too."""
     plan = resolved.plan
+    if plan.fits:
+        message = f"{worker.name} has {worker.gpus} GPUs of the {spec.hone.training.gpus} that are asked for."
+        return {"changes": {"hone.training.gpus": max(1, worker.gpus)}, "message": message, "peak": plan.needed}
     told = (
         f"The job needs {gigabytes(plan.needed)}, and {worker.name} has {gigabytes(plan.available)} for it: "
         f"{'; '.join(plan.reasons)}."
@@ -303,6 +319,7 @@ def _time(
     tokens: int,
     shape: ModelShape | None,
     measured: list[Measured],
+    gpus: int,
 ) -> dict[str, Any]:
     """A range: from what was measured on this base and device, else from a guess that says so."""
     validation = validation_tokens(resolved, sizes.validation, sizes.mean)
@@ -314,7 +331,7 @@ def _time(
         seconds = (work / high + other * 0.9, work / low + other * 1.1)
         message = f"From {len(measured)} job{'s' if len(measured) > 1 else ''} on this base and {worker.name}."
     else:
-        speed = _prior(worker, shape)
+        speed = _prior(worker, shape) * (1 + _ANOTHER_GPU * (gpus - 1))
         low, high = speed / _PRIOR_SPREAD, speed * _PRIOR_SPREAD
         other = _START + (shape or _UNKNOWN).parameters * 2 / 1e9 * _LOAD_A_GB
         seconds = (work / high + other / 2, work / low + other * 2)

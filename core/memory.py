@@ -21,7 +21,7 @@ Keep = Literal["all", "attention", "input"]
 GROUPS: tuple[tuple[LinearLayer, ...], ...] = (
     ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",),
 )  # fmt: skip
-#: A group's adapter columns are padded to a multiple of this (worker.fast.lora).
+#: A group's adapter columns are padded to a multiple of this.
 _ALIGN = 64
 #: Tokens whose logits are there at once (worker.fast.loss).
 _LOGITS = 4096
@@ -158,9 +158,9 @@ def predict(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts, *, r
 
 
 def _extra(group: tuple[LinearLayer, ...], lora: LoraSpec) -> int:
-    """The adapters' columns of a group."""
+    """The adapters' columns of a group: a multiple of 64, from 128 on a power of 2 (worker.fast.lora)."""
     columns = lora.r * sum(layer in targets(lora) for layer in group)
-    return -(-columns // _ALIGN) * _ALIGN
+    return -(-columns // _ALIGN) * _ALIGN if columns <= 2 * _ALIGN else 1 << (columns - 1).bit_length()
 
 
 def _dequantized_bytes(shape: ModelShape, setup: Setup, *, resident: bool) -> int:

@@ -66,6 +66,8 @@ class Resolved(BaseModel):
     max_seq_length: int
     plan: MemoryPlan
     reasons: dict[str, str]
+    #: DPO's, None for other methods.
+    beta: float | None = None
 
 
 def lora_learning_rate(hidden_size: int) -> float:
@@ -129,8 +131,7 @@ def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None)
         * pick(
             "training.learning_rate",
             training.learning_rate,
-            lora_learning_rate(facts.shape.hidden_size),
-            f"what LoRA takes at width {facts.shape.hidden_size}: the published fit for Llama, steeper below 2,000",
+            *_learning_rate(spec, facts.shape.hidden_size),
         ),
         warmup_steps=pick(
             "training.warmup_steps",
@@ -154,7 +155,15 @@ def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None)
         max_seq_length=max_seq_length,
         plan=plan,
         reasons=reasons,
+        beta=None if spec.dpo is None else pick("dpo.beta", spec.dpo.beta, 0.1, "what the paper of DPO uses"),
     )
+
+
+def _learning_rate(spec: FineTuneSpec, width: int) -> tuple[float, str]:
+    found = f"what LoRA takes at width {width}: the published fit for Llama, steeper below 2,000"
+    if spec.dpo is None:
+        return lora_learning_rate(width), found
+    return float(f"{lora_learning_rate(width) / 10:.1e}"), f"a tenth of {found}; DPO starts from answers that it has"
 
 
 def _epochs(samples: int) -> tuple[int, str]:

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
         1800, gt=0, description="A child that makes no progress for so long is killed; that counts as an attempt."
     )
 
-    max_file_bytes: int = Field(512 * 2**20, gt=0, description="Largest upload.")
+    max_file_bytes: int = Field(2**30, gt=0, description="Largest upload.")
     max_line_bytes: int = Field(2**20, gt=0, description="Longest line of a dataset.")
     max_body_bytes: int = Field(4 * 2**20, gt=0, description="Largest JSON body of a request.")
     webhook_private_targets: bool = Field(

@@ -296,7 +296,11 @@ def record_step(
         session.add(row)
     row.attempt = claim.attempt
     for name, value in metrics.items():
-        setattr(row, name, value)
+        if "reward_" not in name:
+            setattr(row, name, value)
+    rewards = {name: value for name, value in metrics.items() if "reward_" in name}
+    if rewards:
+        row.rewards = {**(row.rewards or {}), **rewards}
 
 
 def record_checkpoint(session: Session, claim: Claim, checkpoint: Checkpoint) -> None:

@@ -192,6 +192,8 @@ class StepMetric(Base):
     valid_mean_token_accuracy: Mapped[float | None]
     #: Of answers to validation prompts, where the job asked for it.
     codebleu: Mapped[float | None]
+    #: Of preference tuning, by name (worker.progress.REWARDS).
+    rewards: Mapped[Json | None]
     learning_rate: Mapped[float | None]
     grad_norm: Mapped[float | None]
     tokens_per_second: Mapped[float | None]

@@ -1,5 +1,6 @@
 """The guides in docs/: each block of code is run against a real Hone, or says why it is only shown."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from tests.e2e.service import Service, served, train_lines
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDES = ["command-line", "openai-client", "gpu-box", "two-machines"]
-_FENCE = re.compile(r"^(?:<!-- (run|shown: .+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^(?:<!-- (run|shown: [^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def blocks(guide: str) -> list[Block]:
 
 
 def script(guide: str) -> tuple[str, str]:
-    """The language of a guide's blocks that are run, and all of them as one script: variables go from one to the next."""
+    """The language of a guide's blocks that are run, and all of them as one script, in which variables live on."""
     wanted = [block for block in blocks(guide) if block.mark == "run"]
     (language,) = {block.language for block in wanted}
     return language, "\n".join(block.text for block in wanted)
@@ -83,7 +84,7 @@ def environment(**values: str) -> dict[str, str]:
     return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | values
 
 
-def run(guide: str, folder: Path, env: dict[str, str], seconds: int = 240) -> str:
+def run(guide: str, folder: Path, env: dict[str, str], seconds: int = 280) -> str:
     """Run a guide's script in ``folder``; what it printed. Whatever it started is gone afterwards."""
     language, text = script(guide)
     command = {"sh": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}[language]
@@ -95,7 +96,8 @@ def run(guide: str, folder: Path, env: dict[str, str], seconds: int = 240) -> st
         try:
             code = started.wait(seconds)
         finally:
-            os.killpg(started.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
             started.wait()
     told = out.read_text(errors="replace")
     assert code == 0, told[-3000:]

@@ -11,8 +11,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from core.resolve import Resolved
-from worker.checkpoints import write_manifest
+from worker.base_models import fingerprint
+from worker.checkpoints import sha256_of, write_manifest
 from worker.plots import plot_codebleu, plot_lengths, plot_loss
+from worker.progress import REWARDS
 from worker.protocol import TrainingInput
 
 #: OpenAI's columns first, as its result files have them, then ours.
@@ -22,6 +24,41 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 History = Mapping[int, Mapping[str, float]]
+
+
+def save(
+    job: TrainingInput,
+    folder: Path,
+    *,
+    resolved: Resolved,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    history: History,
+    lengths: list[int],
+    report: dict[str, Any],
+) -> None:
+    """Write a job's artifacts; the manifest records what they were made from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_artifacts(
+        folder,
+        job=job,
+        resolved=resolved,
+        model=model,
+        tokenizer=tokenizer,
+        history=history,
+        lengths=lengths,
+        record={
+            "job_id": job.job_id,
+            "fine_tuned_model": job.fine_tuned_model,
+            "spec": job.spec.model_dump(mode="json"),
+            "resolved": resolved.model_dump(mode="json"),
+            "base_model": {"name": job.spec.model, "fingerprint": fingerprint(job.base_model, job.cache)},
+            "training_file_sha256": sha256_of(job.train_file),
+            "validation_file_sha256": sha256_of(job.validation_file) if job.validation_file else None,
+            "seed": job.spec.seed,
+            **report,
+        },
+    )
 
 
 def write_artifacts(
@@ -54,13 +91,14 @@ def write_artifacts(
 
 
 def write_step_metrics(history: History, path: Path) -> None:
-    """One row a step from 1 on; a figure that a step does not have is left empty."""
+    """One row a step from 1 on; a figure that a step does not have is left empty. Rewards come last, if any."""
+    columns = [*CSV_COLUMNS, *(name for name in REWARDS if any(name in row for row in history.values()))]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(CSV_COLUMNS)
+        writer.writerow(columns)
         for step, row in sorted(history.items()):
             if step > 0:
-                writer.writerow([step, *(row.get(column, "") for column in CSV_COLUMNS[1:])])
+                writer.writerow([step, *(row.get(column, "") for column in columns[1:])])
 
 
 def zip_folder(folder: Path, path: Path) -> None:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from core.errors import TrainingError
+
 MANIFEST = "manifest.json"
 
 
@@ -49,3 +51,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         return None
     return manifest if whole else None
+
+
+def checkpoint_step(folder: Path | None) -> int:
+    """The step of a sealed checkpoint, 0 for none. Raises TrainingError when the folder is not whole."""
+    if folder is None:
+        return 0
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise TrainingError(f"The checkpoint {folder.name} is not whole.", code="checkpoint_broken")
+    return int(manifest["step"])

@@ -14,7 +14,7 @@ class Mark:
     def __init__(self, device: torch.device) -> None:
         self._event: Any = None
         if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record()
         self._time = time.perf_counter()
 

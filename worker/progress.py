@@ -27,6 +27,16 @@ _VALID_NAMES = {
     "eval_mean_token_accuracy": "valid_mean_token_accuracy",
     "eval_codebleu": "codebleu",
 }
+#: What preference tuning tells beside these, by the name that it is kept under.
+_REWARD_NAMES = {
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+}
+_TRAIN_NAMES |= _REWARD_NAMES
+_VALID_NAMES |= {f"eval_{key}": f"valid_{name}" for key, name in _REWARD_NAMES.items()}
+REWARDS = (*_REWARD_NAMES.values(), *(f"valid_{name}" for name in _REWARD_NAMES.values()))
 
 
 class StopRequest:

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from core.errors import TrainingError
 from worker.environment import device
 from worker.parent import with_parent
 from worker.passes import Row
@@ -108,10 +109,16 @@ def _options(operation: Any) -> Any:
 
 @contextmanager
 def gathered(size: int, source: Path, out: Path) -> Iterator[Ranks]:
-    """The ranks of a job, for its first process; the others are started, and gone at the end."""
+    """The ranks of a job, for its first process; the others are started, and gone at the end. Raises TrainingError."""
     if size == 1:
         yield ALONE
         return
+    if device() == "cuda" and torch.cuda.device_count() < size:
+        raise TrainingError(
+            f"The job asks for {size} GPUs, and this process sees {torch.cuda.device_count()}.",
+            param="hone.training.gpus",
+            code="too_few_gpus",
+        )
     store = out / "ranks"
     store.unlink(missing_ok=True)
     devices = _devices(size)

@@ -102,6 +102,7 @@ def _metrics_event(row: StepMetric, total_steps: int) -> tuple[str, dict[str, An
         "full_valid_loss": row.valid_loss,
         "full_valid_mean_token_accuracy": row.valid_mean_token_accuracy,
         "codebleu": row.codebleu,
+        **(row.rewards or {}),
     }
     where = f"Step {row.step}/{total_steps}"
     return (f"{where}: {told}" if told else where), {name: value for name, value in data.items() if value is not None}

@@ -34,7 +34,7 @@ class TooHardError(Exception):
 
 
 def measure(candidate: str, reference: str, lang: str) -> dict[str, Any]:
-    """What one pair comes to by the package: ``parse`` (of the candidate), ``reason``, ``raw`` and ``reference_has_dataflow``.
+    """What one pair comes to: ``parse`` (of the candidate), ``reason``, ``raw`` and ``reference_has_dataflow``.
 
     ``raw`` holds the package's five figures under our names, at equal weights, or None where the pair was refused.
     """

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import (
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -21,6 +20,7 @@ from worker.answer import extract_code
 from worker.generate import generate
 from worker.prompts import Encoded
 from worker.scoring import score_pairs
+from worker.trainer import QLoraTrainer
 
 _WEIGHTS = (0.25, 0.25, 0.25, 0.25)
 
@@ -72,7 +72,7 @@ class CodeBleuCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: QLoraTrainer,
         spec: EvaluationDuringTrainingSpec,
         asked: Sequence[Question],
         tokenizer: PreTrainedTokenizerBase,
@@ -98,21 +98,29 @@ class CodeBleuCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
             self._measure()
 
     def _measure(self) -> None:
-        """Answer greedily and score. Draws nothing from training's random numbers, and leaves the model as it was."""
+        """Answer and score, once for all ranks, which must decide alike; draws none of training's random numbers."""
+        ranks = self._trainer.ranks
+        score = torch.tensor(self._score() if ranks.rank == 0 else 0.0, dtype=torch.float64)
+        score = ranks.sum(score.to(self._trainer.args.device)) if ranks.size > 1 else score
+        training = self._trainer.model.training
+        self._trainer.model.eval()  # by this the trainer tells validation's figures from training's
+        self._trainer.log({"eval_codebleu": float(score)})
+        self._trainer.model.train(training)
+
+    def _score(self) -> float:
+        """Mean CodeBLEU of greedy answers; the model is left as it was."""
         model, training = self._trainer.model, self._trainer.model.training
         base = model.get_base_model()
         settings = base.generation_config
         sampling = SamplingSpec(max_tokens=self._spec.codebleu_max_tokens)
         prompts = [question.prompt for question in self._asked]
         lang = self._spec.codebleu_lang
-        model.eval()
         with torch.random.fork_rng(), self._trainer.compute_loss_context_manager():
             answers = generate(base, self._tokenizer, prompts, sampling, fence=lang)
+        base.generation_config = settings
+        model.train(training)
         pairs = [
             (extract_code(answer.text, lang), question.reference)
             for answer, question in zip(answers, self._asked, strict=True)
         ]
-        scores = score_pairs(pairs, lang=lang, weights=_WEIGHTS)
-        self._trainer.log({"eval_codebleu": fmean(score.codebleu for score in scores)})  # while it is in eval mode
-        base.generation_config = settings
-        model.train(training)
+        return fmean(score.codebleu for score in score_pairs(pairs, lang=lang, weights=_WEIGHTS))

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import pstdev
@@ -23,13 +23,13 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from core.disk import disk_full
-from core.errors import HoneError, TrainingError
+from core.errors import HoneError
 from core.resolve import Facts, Resolved, resolve
 from core.shape import ModelShape, read_shape
-from core.specs import FineTuneSpec
-from worker.artifacts import write_artifacts
-from worker.base_models import FRESH, Bases, Wanted, default_template, fingerprint, load_config, load_tokenizer
-from worker.checkpoints import read_manifest, sha256_of
+from core.specs import FineTuneSpec, Precision
+from worker.artifacts import save
+from worker.base_models import FRESH, Bases, Wanted, default_template, load_config, load_tokenizer
+from worker.checkpoints import checkpoint_step
 from worker.environment import (
     available_memory,
     device,
@@ -128,7 +128,8 @@ def train(
     # 2. The base model in 4 bits, and a fresh adapter in float32.
     if stop.asked:
         return ExitCode.STOPPED
-    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    as_loaded: Precision = "bfloat16" if resolved.precision == "fp8" else resolved.precision
+    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, as_loaded)
     lines.send(Event(message=_told(job.spec.model, loaded=bases.has(wanted))))
     base = bases.lend(wanted)
     base.config.use_cache = False
@@ -172,12 +173,11 @@ def train(
         return ExitCode.STOPPED
     if data.validation is not None and "valid_loss" not in progress.history[last]:
         trainer.evaluate()
+    if ranks.rank:
+        return ExitCode.DONE
     if codebleu is not None:
         codebleu.finish()
     kept_step = selection.apply(model, trainer.state)
-
-    if ranks.rank:
-        return ExitCode.DONE
 
     # 5. The artifacts.
     report["run"] = {
@@ -188,7 +188,16 @@ def train(
         "last_step": last,
         "kept_step": kept_step,
     }
-    save(job, out / "artifacts", replace(data, resolved=plan.resolved), model, progress, report)
+    save(
+        job,
+        out / "artifacts",
+        resolved=plan.resolved,
+        model=model,
+        tokenizer=data.tokenizer,
+        history=progress.history,
+        lengths=data.sequences.lengths,
+        report=report,
+    )
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
     return ExitCode.DONE
 
@@ -217,48 +226,6 @@ def fast_model(model: PeftModel, plan: RunningPlan) -> FastModel | None:
     return FastModel(model, keep=now.keep_counts.by_block(), resident=now.resident and not fp8, fp8=fp8)
 
 
-def checkpoint_step(folder: Path | None) -> int:
-    """The step of a sealed checkpoint, 0 for none. Raises TrainingError when the folder is not whole."""
-    if folder is None:
-        return 0
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise TrainingError(f"The checkpoint {folder.name} is not whole.", code="checkpoint_broken")
-    return int(manifest["step"])
-
-
-def save(
-    job: TrainingInput,
-    folder: Path,
-    data: Prepared,
-    model: PeftModel,
-    progress: ProgressCallback,
-    report: dict[str, Any],
-) -> None:
-    """Write the artifacts; the manifest records what they were made from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_artifacts(
-        folder,
-        job=job,
-        resolved=data.resolved,
-        model=model,
-        tokenizer=data.tokenizer,
-        history=progress.history,
-        lengths=data.sequences.lengths,
-        record={
-            "job_id": job.job_id,
-            "fine_tuned_model": job.fine_tuned_model,
-            "spec": job.spec.model_dump(mode="json"),
-            "resolved": data.resolved.model_dump(mode="json"),
-            "base_model": {"name": job.spec.model, "fingerprint": fingerprint(job.base_model, job.cache)},
-            "training_file_sha256": sha256_of(job.train_file),
-            "validation_file_sha256": sha256_of(job.validation_file) if job.validation_file else None,
-            "seed": job.spec.seed,
-            **report,
-        },
-    )
-
-
 def main(arguments: list[str]) -> ExitCode:
     """Run the job that the command line names."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -272,6 +239,10 @@ def run(source: Path, out: Path, lines: LineWriter, stop: StopRequest, bases: Ba
     out.mkdir(parents=True, exist_ok=True)
     try:
         job = TrainingInput.model_validate_json(source.read_bytes())
+        if job.spec.dpo is not None:
+            from worker import preference  # noqa: PLC0415 - TRL's part for it is loaded only where it is needed
+
+            return preference.train(job, out, lines, stop, bases)
         with gathered(job.spec.hone.training.gpus, source, out) as ranks:
             return train(job, out, lines, stop, bases, ranks)
     except Exception as error:

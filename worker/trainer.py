@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from core.resolve import Resolved
@@ -47,47 +47,59 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int)
 
 def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> SFTConfig:
     """The trainer's arguments from a job's settings; whatever is not set here is TRL's default."""
-    training = spec.hone.training
     config = SFTConfig(
-        output_dir=str(out),
-        seed=spec.seed,
-        num_train_epochs=resolved.n_epochs,
-        max_steps=resolved.total_steps,
+        **shared_arguments(spec, resolved, out, has_validation=has_validation),
         # A batch is a whole step; worker.passes cuts it into what the memory takes at once.
         per_device_train_batch_size=resolved.batch_size,
         per_device_eval_batch_size=resolved.batch_size,
         gradient_accumulation_steps=1,
-        learning_rate=resolved.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
-        warmup_steps=resolved.warmup_steps,
-        optim=resolved.optimizer,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=resolved.precision in {"bfloat16", "fp8"},
-        fp16=resolved.precision == "float16",
-        use_cpu=device() == "cpu",
         gradient_checkpointing=resolved.gradient_checkpointing and not resolved.plan.fast_path,
         # Samples lie end to end in one row, kept apart by their positions: no token is padding. They are cut already.
         padding_free=True,
         max_length=None,
-        # Fetched in this process: a resumed run then draws the same random numbers.
-        dataloader_num_workers=0,
-        logging_steps=1,
-        eval_strategy="steps" if has_validation else "no",
-        eval_steps=resolved.eval_steps,
-        save_strategy="steps",
-        save_steps=resolved.save_steps,
-        save_total_limit=3,
-        include_num_input_tokens_seen="all",
         # A loss that is no number ends the job; looking at every loss would make the GPU wait.
         logging_nan_inf_filter=False,
         accelerator_config={"non_blocking": device() == "cuda"},
-        report_to="none",
-        disable_tqdm=True,
     )
-    config.device  # noqa: B018 - asks for the devices; Trainer would spread a batch over all GPUs that it sees
-    config._n_gpu = 1
+    use_one_gpu(config)
     return config
+
+
+def use_one_gpu(config: TrainingArguments) -> None:
+    """Keep Trainer from spreading a batch over all GPUs that this process sees: a rank has one."""
+    config.device  # noqa: B018 - asks for the devices, and counts them
+    config._n_gpu = 1
+
+
+def shared_arguments(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> dict[str, Any]:
+    """Arguments that do not depend on the method."""
+    training = spec.hone.training
+    return {
+        "output_dir": str(out),
+        "seed": spec.seed,
+        "num_train_epochs": resolved.n_epochs,
+        "max_steps": resolved.total_steps,
+        "learning_rate": resolved.learning_rate,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
+        "warmup_steps": resolved.warmup_steps,
+        "optim": resolved.optimizer,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": resolved.precision in {"bfloat16", "fp8"},
+        "fp16": resolved.precision == "float16",
+        "use_cpu": device() == "cpu",
+        # Fetched in this process: a resumed run then draws the same random numbers.
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "eval_strategy": "steps" if has_validation else "no",
+        "eval_steps": resolved.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": resolved.save_steps,
+        "save_total_limit": 3,
+        "include_num_input_tokens_seen": "all",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
@@ -125,7 +137,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         self._fast = make_fast()
         self._plan = plan
         flatten: Collate = collate if self._fast is not None else self.data_collator  # type: ignore[has-type]
-        self._ranks = ranks
+        self.ranks = ranks
         self._collator = StepCollator(flatten, plan.limit, ranks.mine)
         self.data_collator = self._collator
         self._late: deque[Figures] = deque()
@@ -151,21 +163,21 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             except torch.OutOfMemoryError:
                 failed = True
             # Out of the except block, whose traceback holds the pass's tensors.
-            if not self._ranks.any(failed):
+            if not self.ranks.any(failed):
                 self._plan.saw(passes)
                 return self._join(torch.stack(losses).sum())
             sizes = [one["input_ids"].numel() for one in passes]
-            self._step_down(*self._ranks.largest([max(sizes, default=0), max(len(row["input_ids"]) for row in rows)]))
+            self._step_down(*self.ranks.largest([max(sizes, default=0), max(len(row["input_ids"]) for row in rows)]))
             set_random_state(state)
             passes = self._collator.passes(rows)
 
     def _join(self, loss: Tensor) -> Tensor:
         """The step's loss over all ranks; gradients and hits become all ranks' as well."""
-        if self._ranks.size == 1:
+        if self.ranks.size == 1:
             return loss
-        self._ranks.sum_gradients(self.model.parameters())
+        self.ranks.sum_gradients(self.model.parameters())
         hits = torch.stack(self._hits).sum() if self._hits else torch.zeros_like(loss)
-        figures = self._ranks.sum(torch.stack([loss, hits.float(), loss.new_tensor(float(self._trained))]))
+        figures = self.ranks.sum(torch.stack([loss, hits.float(), loss.new_tensor(float(self._trained))]))
         if self._fast is not None:
             self._hits, self._trained = [figures[1]], figures[2]
         return figures[0]
@@ -222,7 +234,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     ) -> None:
         """Log the step before; all that are not logged yet, where something is to be saved, validated or ended."""
         control = self.control
-        if control.should_log and self.state.global_step > self._globalstep_last_logged:
+        if control.should_log and self.state.global_step > self._globalstep_last_logged:  # type: ignore[has-type]  # Trainer has no types
             self._late.append(self._take(tr_loss, grad_norm, learning_rate))
             self._globalstep_last_logged = self.state.global_step
         pause = control.should_evaluate or control.should_save
@@ -290,7 +302,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             tokens += count
         self._trained = 0
         self._metrics["eval"].clear()
-        loss, correct, count_of_all = self._ranks.sum(torch.stack([loss, correct, loss.new_tensor(float(tokens))]))
+        loss, correct, count_of_all = self.ranks.sum(torch.stack([loss, correct, loss.new_tensor(float(tokens))]))
         tokens = int(count_of_all)
         metrics = {
             f"{metric_key_prefix}_loss": float(loss) / tokens,
@@ -302,7 +314,7 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
-        if self._ranks.rank:
+        if self.ranks.rank:
             return
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

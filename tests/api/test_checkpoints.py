@@ -90,6 +90,19 @@ def test_a_run_takes_the_checkpoint_of_a_cancelled_job(http: TestClient, databas
     assert (spec["model"], spec["base_model"], spec["prompt_template"]) == (name, "tiny", "alpaca")
 
 
+def test_a_job_that_starts_from_a_fine_tune_is_refused_with_its_base(
+    http: TestClient, database: Database, storage: Storage
+):
+    submit(http)
+    job_id = save(database, storage)
+    listed = http.get(f"/v1/fine_tuning/jobs/{job_id}/checkpoints").json()["data"]
+    body = {"model": listed[0]["fine_tuned_model_checkpoint"], "training_file": upload(http)}
+    refused = http.post("/v1/fine_tuning/jobs", json=body)
+    told = error_of(refused)
+    assert (refused.status_code, told["param"], told["code"]) == (400, "model", "not_a_base_model")
+    assert "Give 'tiny'" in told["message"]
+
+
 def test_its_zip_can_be_downloaded(http: TestClient, database: Database, storage: Storage):
     submit(http)
     job_id = save(database, storage)

@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 
 from core.errors import TrainingError
 from core.resolve import resolve
-from core.specs import FineTuneSpec
+from core.specs import DpoSpec, FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
@@ -191,3 +191,69 @@ def test_metadata_filters(http: TestClient):
     assert ids("metadata[k]=x") == []
     assert ids("metadata=null") == [plain["id"]]
     assert http.get('/v1/fine_tuning/jobs?metadata[a"b]=1').status_code == 400
+
+
+PAIRS = (
+    b'{"input": {"messages": [{"role": "user", "content": "q"}]}, '
+    b'"preferred_output": [{"role": "assistant", "content": "good"}], '
+    b'"non_preferred_output": [{"role": "assistant", "content": "bad"}]}\n'
+)
+
+
+def test_openais_client_asks_for_dpo(client: OpenAI, database: Database):
+    file = client.files.create(file=("pairs.jsonl", PAIRS), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=file.id,
+        method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.5, "n_epochs": 2, "batch_size": "auto"}}},
+    )
+    raw = client.fine_tuning.jobs.with_raw_response.retrieve(job.id).http_response.json()
+    assert FineTuningJob.model_validate(raw, strict=True) == job
+    asked = {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": 2, "beta": 0.5}
+    assert raw["method"] == {"type": "dpo", "dpo": {"hyperparameters": asked}}
+    taken = claim(database)
+    with database.write() as session:
+        spec = FineTuneSpec.model_validate(session.get_one(Job, taken.job_id).spec)
+        resolved = resolve(spec, FACTS)
+        lifecycle.write_as(session, taken, resolved=resolved.model_dump(mode="json"))
+        metrics = {"train_loss": 0.6, "reward_margin": 0.25}
+        lifecycle.record_step(session, taken, 1, metrics, total_steps=2)
+        lifecycle.record_step(session, taken, 1, {"valid_reward_accuracy": 1.0}, total_steps=2)
+    assert (spec.dpo.beta, resolved.beta) == (0.5, 0.5)
+    assert client.fine_tuning.jobs.retrieve(job.id).method.dpo.hyperparameters.batch_size == resolved.batch_size
+    url = f"/fine_tuning/jobs/{job.id}/metrics"
+    (row,) = client.get(url, cast_to=object)["data"]
+    assert (row["train_loss"], row["rewards"]) == (0.6, {"reward_margin": 0.25, "valid_reward_accuracy": 1.0})
+
+
+def test_auto_beta_and_a_smaller_rate_are_chosen_for_dpo():
+    spec = FineTuneSpec(model="tiny", training_file="f", dpo=DpoSpec())
+    chosen, supervised = resolve(spec, FACTS), resolve(spec.model_copy(update={"dpo": None}), FACTS)
+    assert (chosen.beta, supervised.beta) == (0.1, None)
+    assert chosen.learning_rate == pytest.approx(supervised.learning_rate / 10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"method": {"type": "reinforcement"}}, "method.type", "does not do 'reinforcement'"),
+        ({"method": {"type": "dpo", "supervised": {}}}, "method", "leave one of them out"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method", "leave one of them out"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta", "2"),
+        ({"method": {"type": "dpo"}}, "training_file", "is for the method 'supervised'"),
+        ({"method": {"type": "dpo"}, "hone": {"evaluation": {"keep": "best_valid_loss"}}}, None, "hone.evaluation"),
+        ({"method": {"type": "dpo"}, "hone": {"training": {"gpus": 2}}}, None, "trains on one GPU"),
+    ],
+)
+def test_a_method_that_can_not_be_is_refused_by_name(http: TestClient, fields, param, words):
+    answer = http.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": upload(http), **fields})
+    told = error_of(answer)
+    assert (answer.status_code, words in told["message"]) == (400, True), told
+    assert told["param"] == param
+
+
+def test_pairs_are_refused_where_single_answers_are_wanted(http: TestClient):
+    answer = http.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": upload(http, PAIRS)})
+    told = error_of(answer)
+    assert (answer.status_code, told["code"], told["param"]) == (400, "wrong_format", "training_file")
+    assert "is for the method 'dpo'" in told["message"]

@@ -19,7 +19,7 @@ from tests.worker.world import stand_in
 from worker.slot import Slot
 
 _ROOT = Path(__file__).parents[2]
-_LONGEST = 240
+_LONGEST = 420
 
 
 @dataclass(frozen=True)

@@ -155,3 +155,62 @@ def test_items_are_checked_and_read_back():
     report = check_items(lines(good, {"item": 3}, {"item": {"a": {"b": "x\0y"}}}, {"item": {"a": ["\ud800"]}}), LIMIT)
     assert [problem.line for problem in report.problems] == [2, 3, 4]
     assert list(read_items(lines(good), LIMIT)) == [good["item"]]
+
+
+def preference(**changes: object) -> dict[str, object]:
+    line = {
+        "input": {"messages": [{"role": "user", "content": "q"}], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "content": "good"}],
+        "non_preferred_output": [{"role": "assistant", "content": "bad"}],
+    }
+    return {**line, **changes}
+
+
+def test_a_preference_has_its_prompt_and_both_answers():
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    turns += [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    lines = json.dumps(preference(input={"messages": turns})).encode()
+    report = check_training([lines], 2**20)
+    assert (report.format, report.samples, report.problem_count) == ("preference", 1, 0)
+    (sample,) = read_samples([lines], 2**20)
+    assert [(message.role, message.content) for message in sample.messages] == [
+        ("system", "s"),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "good"),
+    ]
+    assert [message.trained for message in sample.messages] == [False, False, False, False, True]
+    assert (sample.rejected.content, sample.rejected.trained) == ("bad", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"input": "q"}, "input", "is text, not an object"),
+        ({"input": {"messages": []}}, "input.messages", "is not a list of messages"),
+        ({"input": {"messages": [{"role": "user", "content": 1}]}}, "input.messages[0].content", "is a number"),
+        ({"input": {"messages": [{"role": "system", "content": "s"}]}}, "input.messages[0].role", "system's"),
+        ({"input": {"messages": [{"role": "user", "content": "q"}], "tools": [{}]}}, "input.tools", "has tools"),
+        ({"preferred_output": []}, "preferred_output", "is not a list of one message"),
+        ({"preferred_output": [{"role": "user", "content": "x"}]}, "preferred_output[0].role", "is the user's"),
+        (
+            {"non_preferred_output": [{"role": "assistant", "content": " "}]},
+            "non_preferred_output[0].content",
+            "is empty",
+        ),
+        ({"non_preferred_output": [{"role": "assistant", "content": "good"}]}, "non_preferred_output", "is the same"),
+    ],
+)
+def test_what_is_wrong_with_a_preference_is_named(changes, field, words):
+    lines = b"\n".join(json.dumps(line).encode() for line in (preference(), preference(**changes)))
+    (problem,) = check_training([lines], 2**20).problems
+    assert (problem.line, problem.field) == (2, field)
+    assert words in problem.reason
+
+
+def test_a_file_of_preferences_has_no_other_lines():
+    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    lines = b"\n".join(json.dumps(line).encode() for line in (preference(), chat))
+    (problem,) = check_training([lines], 2**20).problems
+    assert (problem.line, problem.field) == (2, "preferred_output")

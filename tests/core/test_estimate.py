@@ -117,3 +117,13 @@ def test_the_device_that_fits_is_the_one_that_is_planned_for():
     found = estimate(spec(), data(), card(), [SMALL, L4, Worker("processor", "cpu", 400 * 10**9, False)], {})
     assert [device["fits"] for device in found["devices"]] == [False, True, True]
     assert found["memory"]["peak"] == found["devices"][1]["peak"]
+
+
+def test_a_machine_with_too_few_gpus_does_not_fit():
+    asked = spec(training={"gpus": 2})
+    pair = Worker("NVIDIA L4", "cuda", 24 * 10**9, True, gpus=2)
+    found = estimate(asked, data(), card(), [L4, pair], {})
+    assert [device["fits"] for device in found["devices"]] == [False, True]
+    assert "1 GPUs of the 2" in found["devices"][0]["reason"]
+    found = estimate(asked, data(), card(), [L4], {})
+    assert (found["fits"], found["nearest"]["changes"]) == (False, {"hone.training.gpus": 1})

@@ -65,9 +65,9 @@ def test_swiglu(width):
 def test_backward_swiglu(width, rank):
     rows = 1111
     gate_up, grad = torch.randn(rows, 2 * width), torch.randn(rows, width + 64)
-    copy = gate_up.clone()
-    total = ops.swiglu_backward_(grad[:, :width], gate_up, grad[:, width : width + rank])
-    want = reference.swiglu_backward_(grad[:, :width], copy, grad[:, width : width + rank])
+    copy, a = gate_up.clone(), torch.randn(64, width)[:rank]
+    total = ops.swiglu_backward_(grad[:, :width], gate_up, grad[:, width : width + rank], a)
+    want = reference.swiglu_backward_(grad[:, :width], copy, grad[:, width : width + rank], a)
     torch.testing.assert_close(gate_up, copy)
     torch.testing.assert_close(total, want, rtol=1e-3, atol=1e-3)
 
@@ -85,20 +85,6 @@ def test_dequantization_is_bitsandbytes_own(nested, kind):
     assert torch.equal(out[:, 600:624], adapter)
     assert not out[:, 576:600].any()
     assert not out[:, 624:].any()
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("rank", [4, 16, 48])
-def test_merging(nested, rank):
-    weights, b = torch.randn(96, 576, dtype=torch.bfloat16), torch.randn(96, rank, dtype=torch.bfloat16)
-    a = torch.randn(rank, 576, dtype=torch.bfloat16)
-    packed, state = quantize_4bit(weights, blocksize=64, compress_statistics=nested, quant_type="nf4")
-    out, want = (torch.zeros(96, 640, dtype=torch.bfloat16) for _ in range(2))
-    ops.merge(packed, state, out, a, b, 576)
-    reference.merge(packed, state, want, a, b, 576)
-    # The reference rounds the base weights to bfloat16 before the sum: half a step of 4 or less.
-    torch.testing.assert_close(out, want, rtol=1e-2, atol=2e-2)
-    assert torch.equal(out[:, 576:], want[:, 576:])
 
 
 @pytest.mark.parametrize("width", [64, 1536, 11008])
@@ -132,11 +118,11 @@ def test_adding_a_product(width, residual):
 
 @pytest.mark.skipif(not cudnn.available(torch.device("cuda:0")), reason="needs Hopper and nvidia-cudnn-frontend")
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize(("heads", "key_heads", "size"), [(9, 3, 64), (8, 8, 128), (28, 4, 128)])
-def test_attention_by_cudnn(heads, key_heads, size, window):
+@pytest.mark.parametrize(("heads", "size"), [(9, 64), (8, 128)])
+def test_attention_by_cudnn(heads, size, window):
     lengths = [5, 130, 1, 512, 64, 300]
     row = Row(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), lengths)
-    widths = [heads * size, key_heads * size, key_heads * size]
+    widths = [heads * size] * 3
 
     def split(x):
         return tuple(part.unflatten(1, (-1, size)) for part in torch.split(x, widths, 1))
@@ -155,7 +141,7 @@ def test_attention_by_cudnn(heads, key_heads, size, window):
         q, k, v = (part[first : first + length].transpose(0, 1) for part in inputs)
         mask = torch.ones(length, length, dtype=torch.bool).tril()
         mask = mask if window is None else mask.triu(1 - window)
-        parts.append(torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], mask, enable_gqa=True))
+        parts.append(torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], mask))
         first += length
     want = torch.cat(parts, 2)[0].transpose(0, 1)
     torch.testing.assert_close(out.float(), want, rtol=2e-2, atol=2e-2)

@@ -11,7 +11,7 @@ import torch
 from transformers.models.llama import modeling_llama
 
 from tests.worker.dying import Instant, hook, kill_forks_in_save, redirect, strike
-from worker import answers, checkpoints, evaluate, progress, score_plot, train, trainer
+from worker import answers, checkpoints, evaluate, preference, progress, score_plot, train, trainer
 from worker.fast import block
 from worker.protocol import Answered, Event, Graded, LineWriter
 
@@ -24,6 +24,7 @@ def run(source: str, out: str, said: str, instant: Instant | None, saves_killed:
     if saves_killed:
         kind = trainer.QLoraTrainer
         kind._save_checkpoint = kill_forks_in_save(kind._save_checkpoint, saves_killed)
+    assert preference.train  # imported beforehand, in the process that is forked
     os._exit(train.main([source, out]))
 
 

@@ -5,6 +5,7 @@
 Modes: steps=N, pause=SECONDS (a step), save=N (a checkpoint every N steps), crash=K (SIGKILL itself at step K, unless
 it resumed), stuck=K (says nothing more at step K, unless it resumed), alive=SECONDS (but has a pulse there),
 crash-always, fail, hang (ignores SIGTERM), bare (no artifacts), torn (checkpoints that differ from their manifest),
+replan (takes a smaller plan, unless it was given one),
 noise (lines that are no lines), hostile (texts that databases refuse).
 """
 
@@ -17,7 +18,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from core.resolve import Facts, resolve
+from core.resolve import Facts, Resolved, resolve
 from core.shape import ModelShape
 from worker.checkpoints import write_manifest
 from worker.protocol import (
@@ -29,6 +30,7 @@ from worker.protocol import (
     Failed,
     LineWriter,
     Progress,
+    Replanned,
     Saved,
     Started,
     Step,
@@ -60,6 +62,12 @@ FACTS = Facts(
 )
 
 
+def _smaller(resolved: Resolved) -> Resolved:
+    return resolved.model_copy(
+        update={"pass_tokens": 7, "plan": resolved.plan.model_copy(update={"pass_tokens": 7, "needed": 1})}
+    )
+
+
 class StandIn:
     def __init__(self, modes: dict[str, str], lines: LineWriter, out: Path) -> None:
         self.modes, self.lines, self.out = modes, lines, out
@@ -73,7 +81,7 @@ class StandIn:
     def train(self, job: TrainingInput) -> ExitCode:
         first = json.loads((job.resume_from / "state.json").read_text())["step"] if job.resume_from else 0
         self.total = job.spec.hone.training.max_steps or self.total
-        resolved = resolve(job.spec, FACTS).model_copy(update={"total_steps": self.total})
+        resolved = resolve(job.spec, FACTS, job.plan).model_copy(update={"total_steps": self.total})
         report = {"samples": len(job.train_file.read_text().splitlines())}
         self.lines.send(Started(resolved=resolved, report=report, step=first))
         if "fail" in self.modes:
@@ -83,6 +91,8 @@ class StandIn:
             os.write(1, b'Loading weights: 100%\n\xff\xfe\n{"type": "mystery"}\n')
         if "hostile" in self.modes:
             self.lines.send(Event(message="NUL \0 within"))
+        if "replan" in self.modes and job.plan is None:
+            self.lines.send(Replanned(resolved=_smaller(resolved)))
         for step in range(first + 1, self.total + 1):
             if "crash-always" in self.modes or (step == int(self.modes.get("crash", 0)) and not first):
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from core.specs import DataSpec, Hyperparameters, TrainingSpec
+from core.specs import DataSpec, EvaluationDuringTrainingSpec, Hyperparameters, TrainingSpec
 from tests.waiting import wait_for
 from tests.worker import dying
 from tests.worker.dying import Instant, Run
@@ -25,9 +25,12 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> TrainingI
     made = make_job(
         tmp_path_factory.mktemp("job"), tiny_llama, training=TRAINING, data=DataSpec(validation_fraction=0.2)
     )
-    return made.model_copy(
-        update={"spec": made.spec.model_copy(update={"hyperparameters": Hyperparameters(n_epochs=2, batch_size=9)})}
-    )
+    scored = EvaluationDuringTrainingSpec(codebleu_steps=2, codebleu_samples=2, codebleu_max_tokens=8)
+    update = {
+        "hyperparameters": Hyperparameters(n_epochs=2, batch_size=9),
+        "hone": made.spec.hone.model_copy(update={"evaluation": scored}),
+    }
+    return made.model_copy(update={"spec": made.spec.model_copy(update=update)})
 
 
 def shared(job: TrainingInput, **training) -> TrainingInput:
@@ -61,6 +64,12 @@ def test_two_have_the_losses_of_one(one: Run, two: Run):
     assert two.valid_losses == pytest.approx(one.valid_losses, rel=1e-5)
     assert accuracies(two) == pytest.approx(accuracies(one), rel=1e-5)
     assert two.lines[-1].trained_tokens == one.lines[-1].trained_tokens
+
+
+def test_codebleu_is_measured_once_for_both(one: Run, two: Run):
+    for run in (one, two):
+        told = [line.step for line in run.lines if isinstance(line, Step) and "codebleu" in line.metrics]
+        assert told == [0, 2, 4]
 
 
 def test_only_the_first_tells_saves_and_leaves_artifacts(two: Run):

@@ -100,6 +100,16 @@ def test_a_crash_is_taken_up_again_from_the_stored_checkpoint_without_doubled_st
     assert [(row.step, row.attempt) for row in world.steps(job_id)] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]
 
 
+def test_a_smaller_plan_is_stored_and_given_to_the_next_attempt(world: World) -> None:
+    job_id = world.add_job()
+    world.attempt("replan", "crash=3").run()
+    resolved = world.job(job_id).resolved or {}
+    assert (world.job(job_id).status, resolved["pass_tokens"]) == (JobStatus.QUEUED, 7)
+    world.attempt("crash=3").run()
+    assert world.job(job_id).status == JobStatus.SUCCEEDED
+    assert (world.job(job_id).resolved or {})["plan"]["pass_tokens"] == 7
+
+
 def test_a_job_that_crashes_three_times_fails_as_worker_lost(world: World) -> None:
     job_id = world.add_job()
     for _ in range(3):

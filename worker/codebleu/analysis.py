@@ -102,12 +102,17 @@ class Reader:
         return Analysis(_state(tree, language), text.split(), Counter(reading.subtrees), edges, code)
 
 
-_readers = threading.local()
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.readers: dict[tuple[str, Limits, bool], Reader] = {}
+
+
+_per_thread = _PerThread()
 
 
 def reader(language: Loaded, limits: Limits, *, as_package: bool) -> Reader:
     """This thread's reader. What it has kept changes no score, only how soon it is there."""
-    found: dict[tuple[str, Limits, bool], Reader] = _readers.__dict__
+    found = _per_thread.readers
     key = (language.table.name, limits, as_package)
     if key not in found or found[key].is_full:
         found[key] = Reader(language, limits, as_package=as_package)
@@ -126,5 +131,3 @@ def _texts(text: str, source: bytes, tree: Reading) -> list[str | None]:
     if len(text) == len(source):  # ASCII: bytes are characters
         return [None if span is None else text[span[0] : span[1]] for span in tree.spans]
     return [None if span is None else source[span[0] : span[1]].decode() for span in tree.spans]
-
-

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from .language import LIST, STRING, Loaded
 from .limits import Limits, RefusedError
-from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Side, Update
+from .rules import COMES_FROM, COMPUTED_FROM, Assign, Branch, Each, First, Repeat, Rule, Side
 from .tree import Child, Reading
 
 #: A token, its relation, and the names that it holds to: None for its own, which is what a token that is read holds to.
@@ -87,7 +87,7 @@ class Flow:
         self._keep_joined()
         return self._edges()
 
-    def _follow(self) -> None:
+    def _follow(self) -> None:  # noqa: PLR0912 - see below
         """Do all that is to be done. Reading tokens stands here, not in a function: it is most of it."""
         todo, texts, stops, ruled = self._todo, self._texts, self._tree.stops, self._tree.ruled
         state, before, read, kept = self._state, self._before, self._read, self._kept

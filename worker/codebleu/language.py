@@ -10,13 +10,17 @@ from tree_sitter import Parser
 
 from .rules import First, Rule, Rules
 
-
 #: What tree-sitter calls a node that it could make nothing of; the highest number of a kind.
 ERROR = 65_535
 
 # What a kind is to the reading of a tree. A sign is a keyword, an operator or a bracket: an anonymous node.
 # Of the kinds from RULED on, the children matter: a list is what an assignment may pair off.
 PLAIN, SIGN, COMMENT, RULED, STRING, DOC, LIST = range(7)
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a table's keywords."""
+    return frozenset(text.split())
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,10 @@ def loaded(table: Table) -> Loaded:
         return frozenset(number for kind in wanted for number in kinds[kind] if named[number])
 
     rules = {number: rule for kind, rule in table.rules.items() for number in ids(frozenset({kind}))}
+    firsts = [rule for rule in table.rules.values() if isinstance(rule, First)]
     # A text with errors has the same nodes under an error as elsewhere under their own.
-    rules.update({ERROR: rule for rule in table.rules.values() if isinstance(rule, First)})
+    if firsts:
+        rules[ERROR] = firsts[0]
     roles = bytearray(ERROR + 1)
     signs = frozenset(number for number in range(count) if not named[number])
     for role, numbers in (
@@ -117,8 +123,7 @@ def loaded(table: Table) -> Loaded:
         for number in numbers:
             roles[number] = role
     fields: dict[str | int, int] = {
-        grammar.field_name_for_id(number) or "": number
-        for number in range(1, grammar.field_count + 1)
+        grammar.field_name_for_id(number) or "": number for number in range(1, grammar.field_count + 1)
     }
     return Loaded(
         table,

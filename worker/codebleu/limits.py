@@ -1,4 +1,4 @@
-"""What a text may cost. Counted in things, not in seconds, so that the same text gets the same answer on any machine."""
+"""What a text may cost: in things, not in seconds, so that the same text gets the same answer on any machine."""
 
 from dataclasses import dataclass
 

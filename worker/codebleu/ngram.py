@@ -8,7 +8,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain, count, repeat
+from itertools import chain, repeat
+from itertools import count as counting
 
 ORDERS = 4
 #: Weight of a word that is no keyword; a keyword's is 1 (section 3.1 of the paper: five times).
@@ -49,7 +50,7 @@ class Words:
     """Numbers of words, and n-grams as numbers: quicker to count than tuples of words, and the same for equal ones."""
 
     def __init__(self, keywords: Set[str], *texts: Sequence[str]) -> None:
-        numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        numbers: defaultdict[str, int] = defaultdict(counting().__next__)
         self._texts = [[numbers[word] for word in text] for text in texts]
         self._base = len(numbers)
         #: Of each word, by its number, whether it is a keyword.

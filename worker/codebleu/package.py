@@ -43,7 +43,7 @@ def code_by_tokenize(text: str) -> str:
     """The same by ``tokenize``, ten times slower; the text as it is where that fails."""
     try:
         return _without_blank_lines(_joined(text))
-    except Exception:  # noqa: BLE001 - whatever tokenize raises, the package goes on with the text
+    except Exception:
         return text
 
 
@@ -72,7 +72,7 @@ def _without_blank_lines(text: str) -> str:
     return "\n".join([line for line in text.split("\n") if line.strip()])
 
 
-def _read(text: str) -> str:
+def _read(text: str) -> str:  # noqa: PLR0912, PLR0915 - a scanner: one loop over the marks
     """What ``_joined`` gives, by looking only at what can matter. Raises _OddError for what it does not know."""
     if any(odd in text for odd in "\t\r\f\v\0"):
         raise _OddError

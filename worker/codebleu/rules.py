@@ -39,8 +39,8 @@ class Branch:
     """Ways of which one is taken: each alternative starts from what held before the node.
 
     Alternatives are the children of some kinds, or under a field. The other children are one way more, the first. Where
-    a child of a kind in ``otherwise``, or one under the field, is there, one of the ways is surely taken; else what held
-    before may hold after it, too.
+    a child of a kind in ``otherwise``, or one under the field, is there, one of the ways is surely taken; else what
+    held before may hold after it, too.
     """
 
     alternatives: frozenset[str] = frozenset()

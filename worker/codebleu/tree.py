@@ -1,4 +1,4 @@
-"""A parse tree, read in one pass with a cursor: its tokens, the nodes that have a rule, and the numbers of its subtrees.
+"""A parse tree, read in one pass with a cursor: its tokens, nodes that have a rule, and numbers of its subtrees.
 
 Two subtrees have the same number when their S-expressions are the same: kinds and fields of the named nodes, without
 anonymous tokens and without the text of the leaves. A subtree is numbered by its kind and its children's numbers, so
@@ -43,7 +43,7 @@ class Reading:
     has_error: bool
 
 
-def read(
+def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variables: see below
     tree: Tree,
     source: bytes,
     language: Loaded,

@@ -174,8 +174,9 @@ class Block:
         assert saved.gate_up is not None
         assert saved.hidden_gate_up is not None
         assert saved.scale_2 is not None
-        at_product, at_inner = self._weights.at_input(self.down, grad)
-        of_a = ops.swiglu_backward_(at_product, saved.gate_up, at_inner[:, : power_of_2(self.down.rank)])
+        at_product, at_inner = self._weights.at_input(self.down, grad, apart=True)
+        rank = power_of_2(self.down.rank)
+        of_a = ops.swiglu_backward_(at_product, saved.gate_up, at_inner[:, :rank], self.down.inner[:rank])
         of_a = (of_a * self.down.factors[: len(of_a), None]).to(self.down.precise)
         of_down = self.down.gradients(of_a, grad, hidden_down)
         del at_product, at_inner

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 #: What a plan's samples, longest sample and tokens are rounded up to.
-_SAMPLES, _LONGEST, _TOKENS = 16, 128, 4096
+_SAMPLES, _LONGEST, _TOKENS = 32, 512, 8192
 #: Names of a plan's tensors.
 _Q, _K, _V, _O, _STATS, _LENGTHS, _AT_QKV, _AT_O, _AT_STATS, _GRAD, _DQ, _DK, _DV = range(1, 14)
 
@@ -42,7 +42,6 @@ class Shape:
     longest: int
     tokens: int
     heads: int
-    key_heads: int
     head: int
     window: int | None
     qkv: int
@@ -50,15 +49,14 @@ class Shape:
     dtype: torch.dtype
 
 
-def shape_of(q: Tensor, k: Tensor, out: Tensor, lengths: list[int], window: int | None) -> Shape:
-    """The plan that serves ``q`` [T, heads, head] and ``k`` [T, key heads, head], lying in rows of one width."""
+def shape_of(q: Tensor, out: Tensor, lengths: list[int], window: int | None) -> Shape:
+    """The plan that serves ``q`` [T, heads, head] with as many heads of keys, lying in rows of one width."""
     longest = _up(max(lengths), _LONGEST)
     return Shape(
         samples=_up(len(lengths), _SAMPLES),
         longest=longest,
         tokens=_up(len(q), _TOKENS),
         heads=q.shape[1],
-        key_heads=k.shape[1],
         head=q.shape[2],
         window=window,
         qkv=q.stride(0),
@@ -139,7 +137,6 @@ class _Plan:
             uid=_LENGTHS,
         )
         queries = _layout(shape, shape.heads, shape.qkv), starts[_AT_QKV]
-        keys = _layout(shape, shape.key_heads, shape.qkv), starts[_AT_QKV]
         outs = _layout(shape, shape.heads, shape.out), starts[_AT_O]
         stats = _layout(shape, shape.heads, shape.heads, head=1), starts[_AT_STATS]
 
@@ -162,7 +159,7 @@ class _Plan:
         }
         if shape.window is not None:
             options["diagonal_band_left_bound"] = shape.window
-        q, k, v = given(_Q, queries), given(_K, keys), given(_V, keys)
+        q, k, v = (given(uid, queries) for uid in (_Q, _K, _V))
         if backward:
             dq, dk, dv = graph.sdpa_backward(
                 q=q,
@@ -175,9 +172,8 @@ class _Plan:
                 max_total_seq_len_kv=shape.tokens,
                 **options,
             )
-            made(dq, _DQ, queries)
-            made(dk, _DK, keys)
-            made(dv, _DV, keys)
+            for tensor, uid in ((dq, _DQ), (dk, _DK), (dv, _DV)):
+                made(tensor, uid, queries)
         else:
             o, statistics = graph.sdpa(q=q, k=k, v=v, generate_stats=True, **options)
             made(o, _O, outs)

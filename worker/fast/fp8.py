@@ -38,9 +38,12 @@ class Fp8Weights:
             residual = group.bias.expand_as(out)
         return ops.add_product(out, x[:, group.in_features :], kept.b, residual, out)
 
-    def at_input(self, group: Group, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def at_input(self, group: Group, grad: Tensor, *, apart: bool = False) -> tuple[Tensor, Tensor]:
         """As there."""
-        kept, both = self._of(group), group.input(len(grad))
+        kept = self._of(group)
+        if apart:
+            return ops.scaled_mm(*ops.quantize_rows(grad), *kept.by_in), torch.mm(grad, kept.b)
+        both = group.input(len(grad))
         x, inner = both[:, : group.in_features], both[:, group.in_features :]
         torch.mm(grad, kept.b, out=inner)
         alone = ops.scaled_mm(*ops.quantize_rows(grad), *kept.by_in)

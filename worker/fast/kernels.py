@@ -82,19 +82,26 @@ def swiglu_forward(gate_up, gate_up_stride, out, out_stride, width, BLOCK: tl.co
 
 @triton.jit
 def swiglu_backward(
-    grad, grad_stride, gate_up, gate_up_stride, inner, inner_stride, partial, rows, width,
+    grad, grad_stride, gate_up, gate_up_stride, inner, inner_stride, a, partial, rows, width,
     RANK: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program takes some columns of ``CHUNK`` rows; ``partial`` [programs, RANK, width] is its inner^T @ product."""
+    """A program takes some columns of ``CHUNK`` rows; ``partial`` [programs, RANK, width] is its inner^T @ product.
+
+    ``grad`` lacks inner @ ``a`` [RANK, width].
+    """
     cols = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = cols < width
     if RANK > 0:
         rank = tl.arange(0, RANK)
         total = tl.zeros((RANK, COLUMNS), dtype=tl.float32)
+        right = tl.load(a + rank[:, None] * width + cols[None, :], inside[None, :], 0.0)
     for first in range(0, CHUNK, ROWS):
         row = (tl.program_id(1) * CHUNK + first + tl.arange(0, ROWS)).to(tl.int64)
         mask = (row < rows)[:, None] & inside[None, :]
         d = tl.load(grad + row[:, None] * grad_stride + cols[None, :], mask, 0.0).to(tl.float32)
+        if RANK > 0:
+            left = tl.load(inner + row[:, None] * inner_stride + rank[None, :], (row < rows)[:, None], 0.0)
+            d += tl.dot(left, right, input_precision="ieee")
         at = gate_up + row[:, None] * gate_up_stride + cols[None, :]
         g = tl.load(at, mask, 0.0).to(tl.float32)
         u = tl.load(at + width, mask, 0.0).to(tl.float32)
@@ -102,9 +109,7 @@ def swiglu_backward(
         tl.store(at, d * u * s * (1.0 + g * (1.0 - s)), mask)
         tl.store(at + width, d * g * s, mask)
         if RANK > 0:
-            place = inner + row[None, :] * inner_stride + rank[:, None]
-            left = tl.load(place, (row < rows)[None, :], 0.0)
-            total += tl.dot(left, (g * s * u).to(left.dtype), input_precision="ieee")
+            total += tl.dot(tl.trans(left), (g * s * u).to(left.dtype), input_precision="ieee")
     if RANK > 0:
         start = partial + (tl.program_id(1) * RANK + rank[:, None]).to(tl.int64) * width
         tl.store(start + cols[None, :], total, inside[None, :])
@@ -141,41 +146,6 @@ def dequantize(
         inside = number < rows * rank
         value = tl.load(adapter + number, inside, 0.0)
         tl.store(out + (number // rank).to(tl.int64) * out_stride + column + number % rank, value, inside)
-
-
-@triton.jit
-def merge(
-    packed, absmax, code, absmax_code, absmax_scale, absmax_offset, out, out_stride, rows, in_features,
-    a, b, b_stride, column, NESTED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Base weights plus ``b`` [rows, rank] @ ``a`` [rank, in], and ``b`` once more from ``column`` on.
-
-    A program takes 64 weights of each of its rows: one absmax a row. The sum over the rank is no matmul of the tensor
-    cores, whose layout would cost more than it spares.
-    """
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    inside = row < rows
-    first = tl.program_id(1) * 64
-    block = (row * in_features + first) // 64
-    if NESTED:
-        index = tl.load(absmax + block, inside, 0).to(tl.int32)
-        scale = tl.load(absmax_code + index) * tl.load(absmax_scale + block // 256, inside, 0.0)
-        scale += tl.load(absmax_offset)
-    else:
-        scale = tl.load(absmax + block, inside, 0.0)
-    pair = tl.arange(0, 32)
-    byte = tl.load(packed + block[:, None] * 32 + pair[None, :], inside[:, None], 0).to(tl.int32)
-    high = tl.load(code + (byte >> 4)) * scale[:, None]
-    low = tl.load(code + (byte & 15)) * scale[:, None]
-    for number in tl.static_range(RANK):
-        left = tl.load(b + row * b_stride + number, inside, 0.0).to(tl.float32)
-        right = a + number * in_features + first + 2 * pair
-        high += left[:, None] * tl.load(right).to(tl.float32)[None, :]
-        low += left[:, None] * tl.load(right + 1).to(tl.float32)[None, :]
-        if first == 0:
-            tl.store(out + row * out_stride + column + number, left, inside)
-    at = out + (row * out_stride + first)[:, None] + tl.arange(0, 64)[None, :]
-    tl.store(at, tl.interleave(high, low), inside[:, None])
 
 
 @triton.jit

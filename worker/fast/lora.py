@@ -84,11 +84,8 @@ class Group:
                 found.append((b, one.b, 1.0))
         return found
 
-    def fill(self, weights: Tensor, *, merged: bool = False) -> Tensor:
-        """Write base weights and each B into ``weights`` (``shape``), whose other columns are zero.
-
-        ``merged`` adds the adapters' product to the base weights.
-        """
+    def fill(self, weights: Tensor) -> Tensor:
+        """Write base weights and each B into ``weights`` (``shape``), whose other columns are zero."""
         row = 0
         for base, one, b in zip(self._bases, self._adapters, self._b, strict=True):
             place = weights[row : row + int(base.out_features)]  # type: ignore[arg-type]
@@ -97,19 +94,10 @@ class Group:
                 place[:, : self.in_features].copy_(base.weight)  # type: ignore[arg-type]
                 if b is not None:
                     place[:, column : column + b.shape[1]].copy_(b)
-            elif merged and one is not None and b is not None:
-                a = self.inner[one.column : one.column + one.rank]
-                ops.merge(base.weight.data, base.weight.quant_state, place, a, b, column)
             else:
                 ops.dequantize(base.weight.data, base.weight.quant_state, place, b, column)
             row += len(place)
         return weights
-
-    @property
-    def mergeable(self) -> bool:
-        """Whether ``fill`` can merge: all that have an adapter are in 4 bits."""
-        pairs = zip(self._bases, self._adapters, strict=True)
-        return all(isinstance(base, Linear4bit) for base, one in pairs if one is not None)
 
     def keep_in(self, weights: Tensor, first: int | None = None) -> None:
         """From now on ``refresh`` writes each B to the columns of ``weights`` from ``first`` on (the input's width)."""
@@ -180,45 +168,37 @@ def _bias(bases: list[nn.Module], outs: list[int]) -> Tensor | None:
 
 
 class Weights:
-    """Weights of groups in the compute type: one scratch for all blocks, or, ``resident``, kept for each.
+    """Weights of groups in the compute type: one scratch for all blocks, or, ``resident``, kept for each."""
 
-    The scratch is filled once more for the backward pass, and then ``merged`` with the adapters' product: that spares
-    the backward pass a sum over the whole gradient. The forward pass keeps the adapters apart, as they were trained:
-    in 16 bits a small product would vanish beside a large weight; in a gradient it is rounding like any other.
-    """
-
-    def __init__(self, *, resident: bool, merged: bool) -> None:
-        self._resident, self._merged = resident, merged and not resident
+    def __init__(self, *, resident: bool) -> None:
+        self._resident = resident
         self._scratch: dict[tuple[str, tuple[int, int]], Tensor] = {}
         self._kept: dict[int, Tensor] = {}
 
     def forward(self, group: Group, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x`` [T, in + extra] with its first columns filled; the rest is filled here. Returns [T, out]."""
         group.fill_inner(x)
-        weights = self._of(group, merged=False)
+        weights = self._of(group)
         if residual is not None:
             return torch.addmm(residual, x, weights.t())
         if group.bias is not None:
             return torch.addmm(group.bias, x, weights.t())
         return torch.mm(x, weights.t())
 
-    def at_input(self, group: Group, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def at_input(self, group: Group, grad: Tensor, *, apart: bool = False) -> tuple[Tensor, Tensor]:
         """Gradients at the input [T, in] and at the adapters' columns [T, extra], for one at the output [T, out].
 
-        Both are columns of one tensor [T, in + extra].
+        Both are columns of one tensor [T, in + extra]. ``apart``: the input's lacks what comes through the columns.
         """
-        merged = self._merged and group.mergeable
-        both = torch.mm(grad, self._of(group, merged=merged))
+        both = torch.mm(grad, self._of(group))
         x, inner = both[:, : group.in_features], both[:, group.in_features :]
-        if group.extra and not merged:
-            x.addmm_(inner, group.inner)
-        return x, inner
+        return x if apart else ops.add_product(x, inner, group.inner.t(), None, x), inner
 
     def at_inner(self, group: Group, grad: Tensor) -> Tensor:
         """Gradient at the adapters' columns alone [T, extra]."""
-        return torch.mm(grad, self._of(group, merged=False)[:, group.in_features :])
+        return torch.mm(grad, self._of(group)[:, group.in_features :])
 
-    def _of(self, group: Group, *, merged: bool) -> Tensor:
+    def _of(self, group: Group) -> Tensor:
         """Without residence they hold until the next call for a group of that name."""
         if self._resident:
             if id(group) not in self._kept:
@@ -228,7 +208,7 @@ class Weights:
         key = (group.name, group.shape)
         if key not in self._scratch:
             self._scratch[key] = group.inner.new_zeros(group.shape)
-        return group.fill(self._scratch[key], merged=merged)
+        return group.fill(self._scratch[key])
 
 
 @torch.no_grad()

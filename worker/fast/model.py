@@ -53,7 +53,7 @@ class FastModel:
         base = model.get_base_model()
         self._backbone: Any = base.model
         self._head: Tensor = base.lm_head.weight
-        weights = Fp8Weights() if fp8 else Weights(resident=resident, merged=self._head.is_cuda)
+        weights = Fp8Weights() if fp8 else Weights(resident=resident)
         window = getattr(base.config, "sliding_window", None)
         if getattr(base.config, "use_sliding_window", True) is False:
             window = None
@@ -66,7 +66,7 @@ class FastModel:
         """What each block keeps for its backward pass: one word for all, or one for each."""
         words = [what] * len(self.blocks) if isinstance(what, str) else what
         for block, word in zip(self.blocks, words, strict=True):
-            block.keep = word  # type: ignore[assignment]
+            block.keep = word
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Sum of the losses over the trained tokens, and the number of them that were predicted right.

@@ -15,8 +15,6 @@ _COLUMNS = 1024
 _BLOCKS = 64
 #: Rows and columns that one pass of SwiGLU's backward program takes, and the rows of all its passes.
 _TILE, _CHUNK = (32, 128), 512
-#: Rows of weights in one program that merges.
-_MERGED = 64
 #: Rows and columns of one program that adds a product.
 _ADDED = (64, 128)
 
@@ -113,13 +111,14 @@ def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
     kernels.swiglu_forward[grid](gate_up, gate_up.stride(0), out, out.stride(0), width, BLOCK=_COLUMNS, num_warps=4)
 
 
-def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor) -> Tensor:
-    """Turn ``gate_up`` [T, 2 I] into its gradient; returns ``inner``^T @ (silu(gate) * up) [extra, I] in float32.
+def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor, a: Tensor) -> Tensor:
+    """Turn ``gate_up`` [T, 2 I] into its gradient, for ``grad`` + ``inner`` @ ``a`` at the product silu(gate) * up.
 
-    ``inner`` is [T, extra]; the product silu(gate) * up never exists as a whole.
+    Returns ``inner``^T @ product [r, I] in float32: the product itself never exists as a whole. ``inner`` is [T, r],
+    ``a`` [r, I].
     """
     if not gate_up.is_cuda:
-        return reference.swiglu_backward_(grad, gate_up, inner)
+        return reference.swiglu_backward_(grad, gate_up, inner, a)
     from worker.fast import kernels  # noqa: PLC0415
 
     rows, width, extra = len(gate_up), gate_up.shape[1] // 2, inner.shape[1]
@@ -129,7 +128,7 @@ def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor) -> Tensor:
     chunks = -(-rows // _CHUNK)
     partial = torch.empty(chunks, rank, width, dtype=torch.float32, device=grad.device)
     kernels.swiglu_backward[(-(-width // _TILE[1]), chunks)](
-        *(grad, grad.stride(0), gate_up, gate_up.stride(0), inner, inner.stride(0), partial, rows, width),
+        *(grad, grad.stride(0), gate_up, gate_up.stride(0), inner, inner.stride(0), a, partial, rows, width),
         RANK=rank,
         CHUNK=_CHUNK,
         ROWS=_TILE[0],
@@ -161,29 +160,6 @@ def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor |
         *(adapter if adapter is not None else out, rows, rank, column),
         NESTED=nested,
         BLOCK=_BLOCKS,
-        num_warps=4,
-    )
-
-
-def merge(packed: Tensor, state: QuantState, out: Tensor, a: Tensor, b: Tensor, column: int) -> None:
-    """Write 4-bit weights plus ``b`` [out, r] @ ``a`` [r, in] to ``out`` [out, …], and ``b`` from ``column`` on.
-
-    In ``out``'s type, rounded once. Blocks of 64 weights must not cross rows.
-    """
-    if not packed.is_cuda:
-        reference.merge(packed, state, out, a, b, column)
-        return
-    from worker.fast import kernels  # noqa: PLC0415
-
-    rows, in_features = state.shape
-    nested = bool(state.nested)
-    kernels.merge[(-(-rows // _MERGED), in_features // 64)](
-        *(packed, state.absmax, state.code),
-        *((state.state2.code, state.state2.absmax, state.offset) if nested else (state.absmax,) * 3),
-        *(out, out.stride(0), rows, in_features, a, b, b.stride(0), column),
-        NESTED=nested,
-        RANK=len(a),
-        ROWS=_MERGED,
         num_warps=4,
     )
 

@@ -54,9 +54,10 @@ def swiglu_forward(gate_up: Tensor, out: Tensor) -> None:
     out.copy_(torch.nn.functional.silu(gate) * up)
 
 
-def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor) -> Tensor:
+def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor, a: Tensor) -> Tensor:
     """As ``ops.swiglu_backward_``."""
     gate, up = _precise(gate_up).chunk(2, -1)
+    grad = _precise(grad) + _precise(inner) @ _precise(a)
     s = torch.sigmoid(gate)
     total = _precise(inner).t() @ (gate * s * up).to(inner.dtype).to(gate.dtype)
     gate_up.copy_(torch.cat([grad * up * s * (1 + gate * (1 - s)), grad * gate * s], -1))
@@ -68,12 +69,6 @@ def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor |
     out[:, : state.shape[1]] = dequantize_4bit(packed, state)
     if adapter is not None:
         out[:, column : column + adapter.shape[1]] = adapter
-
-
-def merge(packed: Tensor, state: QuantState, out: Tensor, a: Tensor, b: Tensor, column: int) -> None:
-    """As ``ops.merge``."""
-    out[:, : state.shape[1]] = _precise(dequantize_4bit(packed, state)) + _precise(b) @ _precise(a)
-    out[:, column : column + b.shape[1]] = b
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +85,11 @@ def scaled_mm(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
 
 def add_product(y: Tensor, left: Tensor, right: Tensor, residual: Tensor | None, out: Tensor) -> Tensor:
     """As ``ops.add_product``."""
-    total = _precise(y) + _precise(left) @ _precise(right).t()
-    return out.copy_(total if residual is None else total + residual)
+    if y.dtype in {torch.float32, torch.float64}:
+        torch.addmm(y, left, right.t(), out=out)
+    else:
+        out.copy_(_precise(y) + _precise(left) @ _precise(right).t())
+    return out if residual is None else out.add_(residual)
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,9 +49,7 @@ def by_atheris(seconds: float) -> None:
         for number, code in enumerate(pairs.functions(1_200)[::20]):
             (Path(folder) / str(number)).write_bytes(bytes([number % 256]) + code.encode() + b"\xff" + code.encode())
         options = [f"-max_total_time={seconds:.0f}", "-timeout=10", "-max_len=4096", "-print_final_stats=1"]
-        subprocess.run(
-            [sys.executable, "-m", "tests.worker.codebleu.fuzz", "--inside", *options, folder], check=True
-        )
+        subprocess.run([sys.executable, "-m", "tests.worker.codebleu.fuzz", "--inside", *options, folder], check=True)
 
 
 def inside(arguments: list[str]) -> None:
@@ -72,8 +70,11 @@ def inside(arguments: list[str]) -> None:
             return
         answer, _, reference = data[1:].partition(b"\xff")
         lang, mode = LANGUAGES[data[0] % len(LANGUAGES)], MODES[data[0] >= 128]
-        texts = [text.decode("utf-8", "surrogatepass" if data[0] % 2 else "replace") for text in (answer, reference)] \
-            if _is_text(answer) and _is_text(reference) else [answer.decode("latin-1"), reference.decode("latin-1")]
+        texts = (
+            [text.decode("utf-8", "surrogatepass" if data[0] % 2 else "replace") for text in (answer, reference)]
+            if _is_text(answer) and _is_text(reference)
+            else [answer.decode("latin-1"), reference.decode("latin-1")]
+        )
         check(texts[0], texts[1], "python" if mode == "compat" else lang, mode)
 
     atheris.Setup([sys.argv[0], *arguments], one)

@@ -1,6 +1,6 @@
 """The package ``codebleu`` over pairs, in processes with chosen hash seeds.
 
-    python -m tests.worker.codebleu.oracle < PAIRS.jsonl
+python -m tests.worker.codebleu.oracle < PAIRS.jsonl
 """
 
 import json

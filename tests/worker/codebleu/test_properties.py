@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from worker.codebleu import LANGUAGES, score_sample
 
-WORDS = (
-    "def f ( ) : return if else elif for in while x y = + += , [ ] { } ' \" ''' # \\ \n \n \t lambda class try except "
+#: Words and signs of many languages, and characters that tend to hurt; split at spaces.
+ALL_WORDS = (
+    "def f ( ) : return if else elif for in while x y = + += , [ ] { } ' \" ''' # \\ \n \t lambda class try except "
     "None 1 0.5 . -> async await yield with as import from not is ; @ é 🙂 \r \f \0 \ud800 // /* */ $ <?php let fn end "
     "var int => == ++ & * < >"
-).split(" ") + ["\n    ", "\n        ", " ", "\n"]  # fmt: skip
+)
+WORDS = [*ALL_WORDS.split(" "), "\n    ", "\n        ", " ", "\n"]
 TEXTS = st.one_of(st.text(max_size=200), st.lists(st.sampled_from(WORDS), max_size=120).map(" ".join))
 
 

@@ -16,7 +16,9 @@ def parts(found):
     return tuple(getattr(found, part) for part in PARTS)
 
 
-@pytest.mark.parametrize("code", [ADD, LOOP, "x", "print('hi')", "import os", "pass", "return 1", "x = 'é'", "# a\nx = 1"])
+@pytest.mark.parametrize(
+    "code", [ADD, LOOP, "x", "print('hi')", "import os", "pass", "return 1", "x = 'é'", "# a\nx = 1"]
+)
 def test_code_that_is_its_reference_scores_one(code):
     found = score_sample(code, code)
     assert found.codebleu == pytest.approx(1)
@@ -77,7 +79,9 @@ def test_subtrees_count_as_often_as_they_are_wanted():
 def test_weights_are_of_the_parts():
     found = score_sample(ADD.replace("+", "-"), ADD, weights=(1, 0, 0, 0))
     assert found.codebleu == found.ngram < 1
-    assert score_sample(ADD.replace("+", "-"), ADD, weights=(2, 0, 0, 2)).codebleu == pytest.approx((found.ngram + 1) / 2)
+    assert score_sample(ADD.replace("+", "-"), ADD, weights=(2, 0, 0, 2)).codebleu == pytest.approx(
+        (found.ngram + 1) / 2
+    )
 
 
 def test_the_best_reference_counts():

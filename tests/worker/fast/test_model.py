@@ -16,7 +16,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from worker.fast.lora import Weights
 from worker.fast.model import FastModel, uncovered
 from worker.sequences import IGNORED, collate
 
@@ -166,18 +165,6 @@ def passed(model: PeftModel, **options: object) -> tuple[Tensor, Tensor]:
     loss, _ = FastModel(model, **options).loss(collate(samples()))
     loss.backward()
     return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients(model).values()])
-
-
-@pytest.mark.parametrize("kind", ["llama", "biases"])
-def test_merged_weights_give_the_gradients_of_those_that_are_not(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = four_bit(kind)
-    loss, gradient = passed(model)
-    monkeypatch.setattr(
-        "worker.fast.model.Weights", lambda *, resident, merged: Weights(resident=resident, merged=True)
-    )
-    merged_loss, merged = passed(model)
-    assert merged_loss == loss
-    assert torch.linalg.norm(merged - gradient) < 1e-5 * torch.linalg.norm(gradient)
 
 
 @pytest.mark.parametrize("kind", ["llama", "biases"])

@@ -1,12 +1,12 @@
 """Go, by tree-sitter-go 0.25."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign, Branch, Repeat, Update
 
 #: The 25 keywords of Go's specification, and the constants that every package knows.
-_KEYWORDS = frozenset(
+_KEYWORDS = words(
     "break case chan const continue default defer else fallthrough for func go goto if import interface map package "
-    "range return select struct switch type var true false nil iota".split()
+    "range return select struct switch type var true false nil iota"
 )
 _CASES = Branch(frozenset({"expression_case", "type_case", "communication_case", "default_case"}))
 

@@ -1,14 +1,14 @@
 """Java, by tree-sitter-java 0.23."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign, Branch, Each, Repeat, Update
 
 #: Java 25's reserved words and literals, and the words that are reserved in places.
-_KEYWORDS = frozenset(
-    "abstract assert boolean break byte case catch char class const continue default do double else enum extends final "
-    "finally float for goto if implements import instanceof int interface long native new package private protected "
-    "public return short static strictfp super switch synchronized this throw throws transient try void volatile while "
-    "true false null var record sealed permits yield when".split()
+_KEYWORDS = words(
+    "abstract assert boolean break byte case catch char class const continue default do double else enum extends "
+    "final finally float for goto if implements import instanceof int interface long native new package private "
+    "protected public return short static strictfp super switch synchronized this throw throws transient try void "
+    "volatile while true false null var record sealed permits yield when"
 )
 
 JAVA = Table(

@@ -1,13 +1,13 @@
 """JavaScript, by tree-sitter-javascript 0.25."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign, Branch, Each, Repeat, Rule, Update
 
 #: The reserved words of ECMAScript 2025, the strict ones among them, and those that are words only in places.
-KEYWORDS = frozenset(
-    "await break case catch class const continue debugger default delete do else enum export extends false finally for "
-    "function if import in instanceof new null return super switch this throw true try typeof var void while with yield "
-    "let static implements interface package private protected public async of get set".split()
+KEYWORDS = words(
+    "await break case catch class const continue debugger default delete do else enum export extends false finally "
+    "for function if import in instanceof new null return super switch this throw true try typeof var void while with "
+    "yield let static implements interface package private protected public async of get set"
 )
 
 #: TypeScript has these, too.

@@ -1,15 +1,15 @@
 """PHP, by tree-sitter-php 0.25. An answer needs no opening tag."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign, Branch, Each, Repeat, Update
 
 #: PHP 8.4's keywords and compile-time constants.
-_KEYWORDS = frozenset(
-    "__halt_compiler abstract and array as break callable case catch class clone const continue declare default die do "
-    "echo else elseif empty enddeclare endfor endforeach endif endswitch endwhile enum eval exit extends final finally "
-    "fn for foreach from function global goto if implements include include_once instanceof insteadof interface isset "
-    "list match namespace new or print private protected public readonly require require_once return static switch "
-    "throw trait try unset use var while xor yield true false null self parent".split()
+_KEYWORDS = words(
+    "__halt_compiler abstract and array as break callable case catch class clone const continue declare default die "
+    "do echo else elseif empty enddeclare endfor endforeach endif endswitch endwhile enum eval exit extends final "
+    "finally fn for foreach from function global goto if implements include include_once instanceof insteadof "
+    "interface isset list match namespace new or print private protected public readonly require require_once return "
+    "static switch throw trait try unset use var while xor yield true false null self parent"
 )
 _PARAMETER = Assign("name", "default_value", COMES_FROM, pairs=False, declares=True)
 

@@ -1,12 +1,12 @@
 """Python, by tree-sitter-python 0.25."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign, Branch, Each, First, Repeat
 
 #: Python 3.14's keywords, and the soft ones that open statements.
-_KEYWORDS = frozenset(
+_KEYWORDS = words(
     "False None True and as assert async await break class continue def del elif else except finally for from global "
-    "if import in is lambda nonlocal not or pass raise return try while with yield match case type".split()
+    "if import in is lambda nonlocal not or pass raise return try while with yield match case type"
 )
 _CLAUSES_FIRST = First(frozenset({"for_in_clause"}))
 

@@ -1,13 +1,13 @@
 """Ruby, by tree-sitter-ruby 0.23."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign, Branch, Each, Repeat
 
 #: Ruby 3.4's keywords.
-_KEYWORDS = frozenset(
+_KEYWORDS = words(
     "__ENCODING__ __FILE__ __LINE__ BEGIN END alias and begin break case class def defined? do else elsif end ensure "
-    "false for if in module next nil not or redo rescue retry return self super then true undef unless until when while "
-    "yield".split()
+    "false for if in module next nil not or redo rescue retry return self super then true undef unless until when "
+    "while yield"
 )
 _IF = Branch(field="alternative")
 _PARAMETER = Assign("name", "value", COMES_FROM, pairs=False, declares=True)

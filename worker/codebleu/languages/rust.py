@@ -1,13 +1,13 @@
 """Rust, by tree-sitter-rust 0.24."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign, Branch, Each, Repeat
 
 #: The strict, reserved and weak keywords of the Rust reference, 2024 edition.
-_KEYWORDS = frozenset(
-    "as async await break const continue crate dyn else enum extern false fn for if impl in let loop match mod move mut "
-    "pub ref return self Self static struct super trait true type unsafe use where while abstract become box do final "
-    "gen macro override priv try typeof unsized virtual yield macro_rules! raw safe union".split()
+_KEYWORDS = words(
+    "as async await break const continue crate dyn else enum extern false fn for if impl in let loop match mod move "
+    "mut pub ref return self Self static struct super trait true type unsafe use where while abstract become box do "
+    "final gen macro override priv try typeof unsized virtual yield macro_rules! raw safe union"
 )
 
 RUST = Table(

@@ -1,12 +1,12 @@
 """TypeScript, by tree-sitter-typescript 0.23: JavaScript with types. Not TSX, where a cast reads as an element."""
 
-from ..language import Table
+from ..language import Table, words
 from ..rules import COMES_FROM, Assign
 from .javascript import KEYWORDS, LISTS, NAMES, RULES, STRINGS
 
-_TYPES = frozenset(
+_TYPES = words(
     "abstract any as asserts bigint boolean constructor declare infer is keyof module namespace never number object "
-    "override readonly require satisfies string symbol type undefined unique unknown using".split()
+    "override readonly require satisfies string symbol type undefined unique unknown using"
 )
 _DECLARED = Assign("pattern", "value", COMES_FROM, declares=True)
 

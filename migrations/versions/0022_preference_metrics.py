@@ -1,0 +1,22 @@
+"""Figures of preference tuning
+
+Revision: 0022, after 0008
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0022"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+    op.add_column("step_metrics", sa.Column("rewards", json, nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("step_metrics", "rewards")

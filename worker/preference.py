@@ -1,0 +1,363 @@
+"""Preference tuning, start to end: DPO (arXiv 2305.18290) on pairs of answers, with QLoRA.
+
+The twin of ``worker.train`` for jobs whose method is dpo; it is started by it. What is common is taken from there:
+settings, base model, adapter, checkpoints, lines and artifacts.
+"""
+
+import math
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import pstdev
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from core.dataset import Sample
+from core.errors import TrainingError
+from core.resolve import Facts, Resolved, resolve
+from core.shape import read_shape
+from core.specs import FineTuneSpec, PromptTemplate
+from worker import pulse
+from worker.artifacts import save
+from worker.base_models import Bases, Wanted, default_template, load_config, load_tokenizer
+from worker.checkpoints import checkpoint_step, write_manifest
+from worker.environment import available_memory, device, fast_bfloat16, hardware, peak_memory, versions
+from worker.gpu_lock import hold_gpu
+from worker.model_report import model_report
+from worker.progress import ProgressCallback, StopCallback, StopRequest
+from worker.prompts import encode_sample
+from worker.protocol import Done, Event, ExitCode, LineWriter, Started, TrainingInput
+from worker.sequences import read_file
+from worker.trainer import add_adapter, shared_arguments, use_one_gpu
+
+#: TRL's figures of a batch that are kept, each a mean over its pairs.
+_FIGURES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "mean_token_accuracy")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and two answers to it, in tokens."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of its two sequences: what a row of a batch is padded to at least."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The pairs, cut, and the settings."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    validation: Dataset | None
+    lengths: list[int]
+    resolved: Resolved
+    report: dict[str, Any]
+
+
+def encode_pairs(
+    samples: Sequence[Sample], template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
+) -> list[Pair]:
+    """Each sample's two conversations as tokens. Raises TrainingError when the samples are no preferences."""
+    pairs = []
+    for sample in samples:
+        if sample.rejected is None:
+            raise TrainingError(
+                f"The file's format is '{sample.format}', and DPO needs pairs of answers: 'input', 'preferred_output' "
+                "and 'non_preferred_output'.",
+                code="wrong_format",
+                param="training_file",
+            )
+        other = replace(sample, messages=(*sample.messages[:-1], sample.rejected))
+        chosen = encode_sample(sample, template, tokenizer, system_prompt)
+        rejected = encode_sample(other, template, tokenizer, system_prompt)
+        start = chosen.trained.index(True)
+        pairs.append(Pair(chosen.input_ids[:start], chosen.input_ids[start:], rejected.input_ids[start:]))
+        pulse.beat()
+    return pairs
+
+
+def to_dataset(pairs: Sequence[Pair], max_seq_length: int) -> Dataset:
+    """Pairs cut on the right, as the columns that TRL's collator takes; those without room for an answer are dropped.
+
+    Raises TrainingError when none is left.
+    """
+    rows = [
+        {
+            "prompt_ids": pair.prompt,
+            "chosen_ids": pair.chosen[: max_seq_length - len(pair.prompt)],
+            "rejected_ids": pair.rejected[: max_seq_length - len(pair.prompt)],
+        }
+        for pair in pairs
+        if len(pair.prompt) < max_seq_length
+    ]
+    if not rows:
+        raise TrainingError(
+            f"No pair has room for its answers within {max_seq_length} tokens: every prompt fills the whole length. "
+            "Raise hone.data.max_seq_length or shorten the prompts.",
+            code="no_trained_tokens",
+            param="hone.data.max_seq_length",
+        )
+    return Dataset.from_list(rows)
+
+
+def hold_out(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs: the same for the same seed, one to validate at least unless ``fraction`` is 0."""
+    if fraction == 0 or len(pairs) < 2:
+        return pairs, []
+    held_out = set(random.Random(seed).sample(range(len(pairs)), max(1, round(fraction * len(pairs)))))
+    parts: tuple[list[Pair], list[Pair]] = ([], [])
+    for index, pair in enumerate(pairs):
+        parts[index in held_out].append(pair)
+    return parts
+
+
+def prepare(job: TrainingInput) -> Prepared:
+    """Read and encode the pairs, settle every "auto", cut. Raises HoneError when the data can't be trained on."""
+    spec = job.spec
+    tokenizer = load_tokenizer(job.base_model, job.cache)
+    config = load_config(job.base_model, job.cache)
+    template = spec.hone.data.prompt_template
+    if template == "auto":
+        template = default_template(job.base_model, tokenizer)
+
+    def encoded(path: Path) -> list[Pair]:
+        samples = read_file(path, job.max_line_bytes)
+        return encode_pairs(samples, template, tokenizer, spec.hone.data.system_prompt)
+
+    pairs = encoded(job.train_file)
+    if job.validation_file is not None:
+        training, validation = pairs, encoded(job.validation_file)
+    else:
+        training, validation = hold_out(pairs, spec.hone.data.validation_fraction, spec.seed)
+    lengths = sorted(pair.length for pair in training)
+    facts = Facts(
+        train_samples=len(lengths),
+        mean_tokens=sum(lengths) / len(lengths),
+        p90_tokens=lengths[int(0.9 * (len(lengths) - 1))],
+        longest_tokens=lengths[-1],
+        deviation_tokens=pstdev(lengths),
+        context_length=config.max_position_embeddings,
+        shape=read_shape(config.to_dict()),
+        available_memory=available_memory(),
+        device=device(),
+        fast_bfloat16=fast_bfloat16(),
+        fast_path=False,  # its loss is the supervised one
+        prompt_template=template,
+    )
+    resolved = in_pairs(resolve(spec, facts, job.plan), facts.mean_tokens)
+    train = to_dataset(training, resolved.max_seq_length)
+    held = to_dataset(validation, resolved.max_seq_length) if validation else None
+    report = {
+        "train_samples": len(train),
+        "validation_samples": len(held) if held is not None else 0,
+        "tokens": {"mean": round(facts.mean_tokens, 1), "longest": lengths[-1], "total": sum(lengths)},
+        "max_seq_length": resolved.max_seq_length,
+        "cut_samples": sum(length > resolved.max_seq_length for length in lengths),
+        "dropped_samples": len(lengths) - len(train),
+        "tokens_per_epoch": sum(
+            2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in train
+        ),
+    }
+    return Prepared(tokenizer, train, held, lengths, resolved, report)
+
+
+def in_pairs(resolved: Resolved, mean_tokens: float) -> Resolved:
+    """The settings with a microbatch counted in pairs: a pair is two sequences in one pass. It divides the batch."""
+    mean = min(mean_tokens, resolved.max_seq_length)
+    most = min(resolved.microbatch_size, max(1, math.floor(resolved.pass_tokens / (2 * mean))))
+    size = max(size for size in range(1, most + 1) if resolved.batch_size % size == 0)
+    return resolved.model_copy(update={"microbatch_size": size})
+
+
+def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> DPOConfig:
+    """The trainer's arguments from a job's settings; whatever is not set here is TRL's default."""
+    config = DPOConfig(
+        **shared_arguments(spec, resolved, out, has_validation=has_validation),
+        per_device_train_batch_size=resolved.microbatch_size,
+        per_device_eval_batch_size=resolved.microbatch_size,
+        gradient_accumulation_steps=resolved.batch_size // resolved.microbatch_size,
+        gradient_checkpointing=resolved.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        beta=resolved.beta,
+        max_length=None,  # they are cut already
+        disable_dropout=False,  # the adapter's is the user's choice, and 0 unless chosen
+    )
+    use_one_gpu(config)
+    return config
+
+
+class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL has no types
+    """DPOTrainer, mended where QLoRA needs it: float32 adapters, exact validation, sealed checkpoints.
+
+    The reference is the base with the adapter disabled: a fresh adapter changes nothing, so that is where it starts.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: DPOConfig,
+        *,
+        train: Dataset,
+        validation: Dataset | None,
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
+        masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        if "ref" in model.peft_config:  # a copy of the adapter as it came, for those that were trained before
+            model.delete_adapter("ref")
+        for name, parameter in model.named_parameters():
+            if name in masters:
+                parameter.data = masters[name]
+        self._step_began = time.monotonic()
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        """As it is: the pairs were tokenized by the job's template."""
+        return dataset
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward of a microbatch. Raises TrainingError when the memory runs out."""
+        try:
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                "The GPU's memory ran out. Lower hone.training.microbatch_size or hone.data.max_seq_length, or set "
+                "hone.training.gradient_checkpointing.",
+                code="out_of_memory",
+                param="hone.training.microbatch_size",
+            ) from error
+        return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """DPO's loss of a microbatch."""
+        pulse.beat()
+        return super().compute_loss(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and how long the step took."""
+        if "loss" in logs:
+            now = time.monotonic()
+            logs["seconds"], self._step_began = now - self._step_began, now
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss, rewards and accuracies over all validation pairs, each weighing the same.
+
+        TRL's own evaluation averages batches, so a pair of a small last batch would weigh more than others.
+        """
+        self.model.eval()
+        sums, pairs = dict.fromkeys(("loss", *_FIGURES), 0.0), 0
+        for batch in self.get_eval_dataloader(eval_dataset):
+            inputs = self._prepare_inputs(batch)
+            count = len(inputs["input_ids"]) // 2
+            with torch.no_grad(), self.compute_loss_context_manager():
+                sums["loss"] += float(self.compute_loss(self.model, inputs)) * count
+            for name in _FIGURES:
+                sums[name] += self._metrics["eval"][name][-1] * count
+            pairs += count
+        self._metrics["eval"].clear()
+        metrics = {f"{metric_key_prefix}_{name}": total / pairs for name, total in sums.items()}
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._step_began = time.monotonic()
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save as Trainer does, then seal the folder: without its manifest a checkpoint is not resumed from."""
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        for inner in folder.glob("*/"):
+            shutil.rmtree(inner)
+        write_manifest(folder, {"step": self.state.global_step})
+        self._step_began = time.monotonic()
+
+
+def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases) -> ExitCode:
+    """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
+    began = time.monotonic()
+
+    # 1. The pairs, and the settings that follow from them and from the GPU's free memory.
+    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked):
+        return ExitCode.STOPPED
+    lines.send(Event(message="Preparing the data"))
+    data = prepare(job)
+    resolved = data.resolved
+
+    # 2. The base model in 4 bits, and a fresh adapter in float32.
+    if stop.asked:
+        return ExitCode.STOPPED
+    lines.send(Event(message=f"Loading base model {job.spec.model}"))
+    base = bases.lend(Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision))
+    base.config.use_cache = False
+    model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
+    report = {
+        "model": model_report(model),
+        "dataset": data.report,
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+    # 3. The trainer.
+    progress = ProgressCallback(lines, resolved.total_steps)
+    trainer = PreferenceTrainer(
+        model,
+        make_config(job.spec, resolved, out, has_validation=data.validation is not None),
+        train=data.train,
+        validation=data.validation,
+        tokenizer=data.tokenizer,
+        callbacks=[progress, StopCallback(stop)],
+    )
+    resume_step = checkpoint_step(job.resume_from)
+    lines.send(Started(resolved=resolved, report=report, step=resume_step))
+    if data.validation is not None and not resume_step:
+        trainer.evaluate()  # step 0: no preference is learned yet
+
+    # 4. Training, from the start or from a checkpoint.
+    trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    if trainer.state.global_step < resolved.total_steps:
+        return ExitCode.STOPPED
+    if data.validation is not None and "valid_loss" not in progress.history[resolved.total_steps]:
+        trainer.evaluate()
+
+    # 5. The artifacts.
+    report["run"] = {
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory": peak_memory(),
+        "trained_tokens": int(trainer.state.num_input_tokens_seen),
+    }
+    save(
+        job,
+        out / "artifacts",
+        resolved=resolved,
+        model=model,
+        tokenizer=data.tokenizer,
+        history=progress.history,
+        lengths=data.lengths,
+        report=report,
+    )
+    lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
+    return ExitCode.DONE

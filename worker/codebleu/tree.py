@@ -127,7 +127,7 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
         while not following():
             if not up():
                 if not subtrees:
-                    subtrees.append(_number(numbers, [tree.root_node.kind_id]))
+                    subtrees.append(tree.root_node.kind_id)
                 return Reading(stops, spans, ruled, subtrees, broken)
             inner, kids = content, children
             content, children, kind, field, start, place = above.pop()
@@ -140,9 +140,11 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
                 elif role == DOC and code_only and kids and len(kids) == 1 and roles[kids[0][0]] == STRING:
                     del subtrees[place:], stops[start:], spans[start:]
                     continue
-            number = kind  # as of a leaf, where there was nothing but comments in it
-            if len(inner) > 1 or sign > depth:
+            number = kind  # as of a leaf, where there is nothing named in it: both are written "(kind)"
+            if len(inner) > 1:
                 number = numbers.setdefault(tuple(inner), _FIRST + len(numbers))
+                subtrees.append(number)
+            elif sign > depth:  # else there was nothing but comments in it
                 subtrees.append(number)
             if role == SIGN:
                 content += inner[1:]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
@@ -23,6 +24,10 @@ for name in [name for name in os.environ if name.startswith("HONE_") and name !=
     del os.environ[name]
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("HONE_TEST_GPU", "")
+
+# A busy machine is slow, and that is no fault of the code's.
+hypothesis.settings.register_profile("hone", deadline=None)
+hypothesis.settings.load_profile("hone")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -192,9 +192,14 @@ def measured_jobs(session: Session, model: str, gpus: int) -> dict[str, list[Mea
 
 
 def _measured(session: Session, job: Job) -> Measured | None:
-    """None for a preference job, and for one that went on from a checkpoint: its seconds are not all its tokens'."""
+    """None for a preference job, and for one that went on from a checkpoint: its seconds are of some tokens only."""
     report = job.report or {}
-    if job.attempt > 1 or job.spec.get("dpo") or not job.resolved or not {"hardware", "dataset", "run"} <= report.keys():
+    if (
+        job.attempt > 1
+        or job.spec.get("dpo")
+        or not job.resolved
+        or not {"hardware", "dataset", "run"} <= report.keys()
+    ):
         return None
     steps = select(StepMetric.tokens_per_second).where(StepMetric.job_id == job.id, StepMetric.step > 0)
     speeds = [speed for speed in session.scalars(steps.order_by(StepMetric.step)) if speed]

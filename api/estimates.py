@@ -192,7 +192,7 @@ def measured_jobs(session: Session, model: str, gpus: int) -> dict[str, list[Mea
 
 
 def _measured(session: Session, job: Job) -> Measured | None:
-    """None for a preference job, and for one that went on from a checkpoint: its seconds are not all its tokens'."""
+    """None for a preference job, and for one that went on from a checkpoint: its seconds are of some tokens only."""
     report = job.report or {}
     if (
         job.attempt > 1

@@ -91,7 +91,7 @@ def write_artifacts(
 
 
 def write_step_metrics(history: History, path: Path) -> None:
-    """One row a step from 1 on; a figure that a step does not have is left empty. Rewards come last, if any."""
+    """One row a step from 1 on, figures that it does not have left empty; rewards come last, if there are any."""
     columns = [*CSV_COLUMNS, *(name for name in REWARDS if any(name in row for row in history.values()))]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -47,7 +47,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, row: Row, window: int 
     # Where heads share keys, cuDNN's backward pass is no faster (1.05 ms against 1.08, H100, 13,312 tokens), and takes
     # some 90 kB of scratch memory for each token of the longest sample times the samples.
     own_keys = q.shape[1] == k.shape[1]
-    if q.is_cuda and own_keys and q.dtype == torch.bfloat16 and q.shape[2] <= 128 and cudnn.available(q.device):
+    if q.is_cuda and own_keys and q.dtype == torch.bfloat16 and q.shape[2] in {64, 128} and cudnn.available(q.device):
         shape = cudnn.shape_of(q, out, row.lengths, window)
         return Attended(q, k, v, out, cudnn.forward(q, k, v, out, row.ragged(shape), shape))
     with torch.enable_grad():

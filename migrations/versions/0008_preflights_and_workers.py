@@ -1,6 +1,6 @@
 """Preflights of files, and the workers that are there
 
-Revision: 0009, after 0006
+Revision: 0008, after 0007
 """
 
 import sqlalchemy as sa

@@ -1,6 +1,6 @@
 """Sessions of the dashboard, and the memory that each step has reached
 
-Revision: 0010, after 0009
+Revision: 0009, after 0008
 """
 
 import sqlalchemy as sa

@@ -1,6 +1,6 @@
 """How many GPUs a job asks for, so that a worker with fewer leaves it to others
 
-Revision: 0008, after 0010
+Revision: 0010, after 0009
 """
 
 import sqlalchemy as sa

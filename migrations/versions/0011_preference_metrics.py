@@ -1,6 +1,6 @@
 """Figures of preference tuning
 
-Revision: 0022, after 0008
+Revision: 0011, after 0010
 """
 
 import sqlalchemy as sa

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -192,7 +192,7 @@ def measured_jobs(session: Session, model: str, gpus: int) -> dict[str, list[Mea
 
 
 def _measured(session: Session, job: Job) -> Measured | None:
-    """None for a preference job, and for one that went on from a checkpoint: its seconds are of some tokens only."""
+    """None for a preference job, one that went on from a checkpoint (seconds of some tokens only), and an old one."""
     report = job.report or {}
     if (
         job.attempt > 1
@@ -207,5 +207,8 @@ def _measured(session: Session, job: Job) -> Measured | None:
         return None
     speed = statistics.harmonic_mean(speeds[_WARM_UP:] or speeds)
     tokens = int(job.trained_tokens or 0)
-    resolved = Resolved.model_validate(job.resolved)
+    try:
+        resolved = Resolved.model_validate(job.resolved)
+    except ValidationError:  # written by an earlier version, whose settings lacked what came later
+        return None
     return Measured(speed, other_seconds(resolved, report, speed, tokens), tokens)

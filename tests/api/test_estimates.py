@@ -124,6 +124,10 @@ def test_finished_jobs_make_time_a_measurement(http: TestClient, database: Datab
     assert found["low_seconds"] < work * 1.2
     assert found["high_seconds"] > work * 0.8
 
+    with database.write() as session:  # as a version without plans had stored it
+        session.get_one(Job, taken.job_id).resolved = {"batch_size": 4}
+    assert http.post("/v1/fine_tuning/jobs/estimate", json=asked).json()["time"]["basis"] != "measured"
+
 
 def _resolved(estimate: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run, as the worker would have stored them."""

@@ -266,16 +266,18 @@ def _attention_room(shape: ModelShape, setup: Setup, tokens: int) -> int:
 
 
 def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
-    """The last block's output, the last norm's input and output and the loss's gradient, beside a chunk's logits.
+    """The last block's output, the last norm's input and output and the loss's gradient, beside the logits.
 
-    Every token counts as trained.
+    Every token counts as trained. Without the fast path the logits of a whole pass are there at once.
     """
     size, width = setup.value_bytes, shape.hidden_size
-    chunk = min(tokens, _LOGITS) * shape.vocab_size * size
-    if setup.device == "cpu":
-        chunk += min(tokens, _LOGITS) * shape.vocab_size * 2 * 4  # the softmax and its gradient
-    rows = 4 * size if setup.fast_path else 16 + 4 * size  # without the fast path the last norm is in float32
-    return tokens * width * rows + chunk
+    if setup.fast_path:
+        chunk = min(tokens, _LOGITS) * shape.vocab_size * (size if setup.device == "cuda" else size + 8)
+        return tokens * width * 4 * size + chunk
+    # Plain torch turns 16-bit logits into float32; their softmax, later their gradient, lies beside them. The last norm is
+    # in float32 too: its input and output are there at the loss, their gradients once the logits are gone.
+    logits = tokens * shape.vocab_size * (8 if setup.device == "cuda" else size + 8)
+    return max(tokens * width * (8 + 2 * size) + logits, tokens * width * (16 + 4 * size))
 
 
 def _mask_bytes(setup: Setup, tokens: int) -> int:

@@ -1,8 +1,14 @@
 """The memory's arithmetic against what was measured."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from benchmarks.shapes import KINDS
 from core.memory import KeepCounts, Setup, predict, weight_bytes, weights_by_bits
+from core.shape import read_shape
 from core.specs import LoraSpec, QuantizationSpec
 from tests.core.shapes import LLAMA_7B
 
@@ -39,6 +45,20 @@ def test_the_peak_is_what_an_h100_measured(keep, tokens, gigabytes):
     """benchmarks/results/h100-2026-11-27/memory-of-blocks.txt: steps of one pass, so no gradients from one before."""
     memory = predict(LLAMA_7B, SETUP, tokens, keep)
     assert memory.allocated - memory.gradients == pytest.approx(gigabytes * 1e9, rel=0.02)
+
+
+MEASURED = json.loads(
+    (Path(__file__).parents[2] / "benchmarks/results/h100-2026-11-27/memory/memory.json").read_bytes()
+)
+
+
+@pytest.mark.parametrize("row", MEASURED["settings"], ids=lambda row: f"{row['kind']}-{row['tokens']}-{row['keep']}")
+def test_the_peak_is_within_a_tenth_of_what_an_h100_measured_over_shapes_ranks_and_modes(row):
+    setup = replace(SETUP, lora=LoraSpec(r=row["r"], dropout=row["dropout"]), fast_path=row["fast_path"])
+    memory = predict(
+        read_shape(KINDS[row["kind"]]), setup, row["tokens"], KeepCounts(*row["keep"]), resident=row["resident"]
+    )
+    assert memory.allocated == pytest.approx(row["measured_peak"], rel=0.1)
 
 
 def test_resident_weights_take_a_copy_of_each_block():

@@ -22,7 +22,7 @@ from core.catalogue import find_base_model
 from core.dataset import DatasetReport, Sample, numbered_samples
 from core.errors import InvalidRequestError, TrainingError
 from core.estimate import Data, Measured, Worker, estimate, from_characters, other_seconds
-from core.preflight import Profile
+from core.preflight import Profile, conversations
 from core.prompts import encode_sample
 from core.resolve import Resolved
 from core.specs import FineTuneSpec
@@ -153,7 +153,10 @@ def read_data(
     profile = Profile()
     for sample in first:
         try:
-            profile.add(encode_sample(sample, chosen, tokenizer, spec.hone.data.system_prompt))
+            found_here = [
+                encode_sample(one, chosen, tokenizer, spec.hone.data.system_prompt) for one in conversations(sample)
+            ]
+            profile.add(max(found_here, key=lambda encoded: len(encoded.input_ids)))
         except TrainingError as error:
             raise InvalidRequestError(error.message, param=error.param, code=error.code) from None
     whole = len(first) < _SAMPLES
@@ -189,9 +192,14 @@ def measured_jobs(session: Session, model: str, gpus: int) -> dict[str, list[Mea
 
 
 def _measured(session: Session, job: Job) -> Measured | None:
-    """None for a job that went on from a checkpoint, whose seconds are not those of all its tokens."""
+    """None for a preference job, and for one that went on from a checkpoint: its seconds are of some tokens only."""
     report = job.report or {}
-    if job.attempt > 1 or not job.resolved or not {"hardware", "dataset", "run"} <= report.keys():
+    if (
+        job.attempt > 1
+        or job.spec.get("dpo")
+        or not job.resolved
+        or not {"hardware", "dataset", "run"} <= report.keys()
+    ):
         return None
     steps = select(StepMetric.tokens_per_second).where(StepMetric.job_id == job.id, StepMetric.step > 0)
     speeds = [speed for speed in session.scalars(steps.order_by(StepMetric.step)) if speed]

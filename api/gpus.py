@@ -4,11 +4,16 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core.errors import InvalidRequestError
+from core.specs import FineTuneSpec
 from models.tables import Worker
 
 
-def require_gpus(session: Session, asked: int) -> None:
-    """Raises InvalidRequestError when every worker that is known has fewer; where none is known, one may still come."""
+def require_gpus(session: Session, spec: FineTuneSpec) -> None:
+    """Check a job that asks for several GPUs; where no worker is known, one may still come.
+
+    Raises InvalidRequestError when every worker has fewer.
+    """
+    asked = spec.hone.training.gpus
     if asked == 1:
         return
     most = session.scalar(select(func.max(Worker.gpus)))

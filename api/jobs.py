@@ -75,8 +75,7 @@ def create_job(
             file = require_input(session, project_id, file_id, purpose="fine-tune", param=param)
             _require_format(file, body, param)
     spec = body.spec()
-    gpus = spec.hone.training.gpus
-    require_gpus(session, gpus)
+    require_gpus(session, spec)
     refuse_unfit(session, parts, project_id, spec)
     job = Job(
         id=new_id("ftjob-"),
@@ -85,7 +84,7 @@ def create_job(
         model=spec.model,
         spec=spec.model_dump(mode="json"),
         labels=body.metadata,
-        gpus=gpus,
+        gpus=spec.hone.training.gpus,
     )
     return _on_the_wire(session, lifecycle.submit(session, job))
 

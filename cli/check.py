@@ -52,9 +52,9 @@ def check_dataset(
 
 
 def find_card(settings: Settings, model: str) -> BaseCard:
-    """A base model's card, kept under HONE_HOME once it was made. Raises NoCardError and InvalidRequestError."""
+    """A base model's card, kept where a Hone of this machine keeps its own. Raises NoCardError, InvalidRequestError."""
     entry = find_base_model(load_catalogue(settings), model)
-    kept = settings.home / card_key(model, entry)
+    kept = settings.home / "storage" / card_key(model, entry)
     if kept.exists():
         return BaseCard.model_validate_json(kept.read_bytes())
     made = make_card(model, entry, settings.home / "models")

@@ -105,7 +105,7 @@ def demo(
 
 
 @app.command()
-def migrate() -> None:
+def migrate(as_json: Json = False) -> None:
     """Bring the database's schema up to date; on an empty database, store HONE_API_KEY as the first key."""
     settings = _settings()
     with _errors_told():
@@ -117,7 +117,7 @@ def migrate() -> None:
                     accounts.ensure_first_key(session, settings.api_key.get_secret_value())
         finally:
             database.dispose()
-    say("The database's schema is up to date.")
+    emit({"migrated": True}, as_json, lambda: say("The database's schema is up to date."))
 
 
 @app.command()

@@ -119,6 +119,11 @@ def estimate(
         warnings.append("No worker has told of itself yet: the figures are those of a GPU of 24 GB.")
     if data.basis != "preflight":
         warnings.append(_basis_warning(data.basis))
+    if spec.dpo is not None:
+        warnings.append(
+            "Figures are those of one answer a sample. Preference tuning goes through two, with the base as well: "
+            "expect some three times the time, and twice the activations."
+        )
     if spec.hone.evaluation.codebleu_steps != "off":
         warnings.append("CodeBLEU while training comes on top of the time: answers are generated for it.")
     planned = [(worker, settle(spec, data, card, shape, worker)) for worker in workers or [assumed]]

@@ -8,7 +8,7 @@ import heapq
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -168,25 +168,37 @@ def _batches(chunks: Iterable[bytes], max_line_bytes: int, report: DatasetReport
 
 
 def _characters(sample: Sample) -> int:
-    return sum(len(message.content) + len(message.input or "") for message in sample.messages)
+    longest = max(len(answer.content) for answer in (sample.messages[-1], sample.rejected or sample.messages[-1]))
+    return sum(len(message.content) + len(message.input or "") for message in sample.messages[:-1]) + longest
+
+
+def conversations(sample: Sample) -> list[Sample]:
+    """What is trained of a sample: itself, or a preference's two; both begin alike, and the longer one counts."""
+    if sample.rejected is None:
+        return [sample]
+    return [sample, replace(sample, messages=(*sample.messages[:-1], sample.rejected))]
 
 
 def _encode(batch: _Batch, how: How) -> list[Encoded | LineError | None]:
     """Each sample as tokens, None where there is no tokenizer; all texts of a batch are tokenized at once."""
     if how.tokenizer is None:
         return [None] * len(batch)
-    rendered = [_segments(sample, how, how.tokenizer) for _, sample in batch]
-    texts = [segment.text for segments in rendered if isinstance(segments, list) for segment in segments]
-    tokens = iter(how.tokenizer.encode_all(texts))
-    return [
-        join(segments, [next(tokens) for _ in segments], how.tokenizer) if isinstance(segments, list) else segments
-        for segments in rendered
-    ]
+    tokenizer = how.tokenizer
+    rendered = [_segments(sample, how, tokenizer) for _, sample in batch]
+    texts = [part.text for one in rendered if isinstance(one, list) for segments in one for part in segments]
+    tokens = iter(tokenizer.encode_all(texts))
+
+    def longest(alike: list[list[Segment]]) -> Encoded:
+        joined = [join(segments, [next(tokens) for _ in segments], tokenizer) for segments in alike]
+        return max(joined, key=lambda encoded: len(encoded.input_ids))
+
+    return [longest(one) if isinstance(one, list) else one for one in rendered]
 
 
-def _segments(sample: Sample, how: How, tokenizer: CardTokenizer) -> list[Segment] | LineError:
+def _segments(sample: Sample, how: How, tokenizer: CardTokenizer) -> list[list[Segment]] | LineError:
+    """The segments of each of a sample's conversations."""
     try:
-        return sample_segments(sample, how.template, tokenizer, how.system_prompt)
+        return [sample_segments(one, how.template, tokenizer, how.system_prompt) for one in conversations(sample)]
     except TrainingError as error:
         return LineError("messages", error.message, "Change the sample or the template.", "template")
 
@@ -219,6 +231,8 @@ def _fingerprints(sample: Sample) -> tuple[int, int]:
         digest.update(f"{message.role}\0{message.content}\0{message.input or ''}\0".encode())
     before = digest.copy().digest()
     digest.update(f"{answer.role}\0{answer.content}".encode())
+    if sample.rejected is not None:
+        digest.update(f"\0{sample.rejected.content}".encode())
     return int.from_bytes(digest.digest()), int.from_bytes(before)
 
 

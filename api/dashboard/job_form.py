@@ -24,7 +24,7 @@ from api.job_schemas import FineTuneRequest, FineTuningJob
 from api.json_body import parse
 from api.validation_message import explain
 from core.errors import HoneError, InvalidRequestError
-from core.specs import FineTuneSpec, HoneSpec, Hyperparameters
+from core.specs import DpoSpec, FineTuneSpec, HoneSpec, Hyperparameters
 from models import lifecycle
 from models.status import JobKind
 from models.tables import File
@@ -120,6 +120,7 @@ def _input(prefix: str, name: str, field: FieldInfo, value: Any) -> Input:
 def sections(values: Mapping[str, str]) -> list[Section]:
     """The form's settings, with what was typed before; an empty one means the default."""
     made = [_section("hyperparameters", "hyperparameters", Hyperparameters, values)]
+    made.append(_section("dpo", "dpo", DpoSpec, values))
     for name, field in HoneSpec.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             made.append(_section(name, f"hone.{name}", field.annotation, values))
@@ -151,6 +152,9 @@ def body_of(form: Mapping[str, str]) -> dict[str, Any]:
     for name in ("model", "training_file", "validation_file", "suffix"):
         if value := form.get(name, "").strip():
             body[name] = value
+    kind = form.get("method", "").strip() or "supervised"
+    if kind != "supervised":
+        body["method"] = {"type": kind, kind: {"hyperparameters": {}}}
     if seed := form.get("seed", "").strip():
         body["seed"] = _parsed(seed)
     for name, raw in form.items():
@@ -158,9 +162,9 @@ def body_of(form: Mapping[str, str]) -> dict[str, Any]:
         if not text or "." not in name:
             continue
         first, *rest = name.split(".")
-        if first == "hyperparameters":
-            supervised = body.setdefault("method", {"type": "supervised", "supervised": {"hyperparameters": {}}})
-            supervised["supervised"]["hyperparameters"][rest[-1]] = _parsed(text)
+        if first == "hyperparameters" or (first == "dpo" and kind == "dpo"):
+            method = body.setdefault("method", {"type": kind, kind: {"hyperparameters": {}}})
+            method[kind]["hyperparameters"][rest[-1]] = _parsed(text)
         elif first == "hone" and len(rest) == 2:
             # A prompt is text whatever it looks like.
             value = text if rest[1] == "system_prompt" else _parsed(text)
@@ -190,7 +194,10 @@ def refusal_of(error: HoneError | RequestValidationError) -> Refusal:
 
 
 def _field(param: str | None) -> str | None:
-    return None if param is None else re.sub(r"^method\.\w+\.hyperparameters", "hyperparameters", param)
+    """A field of the request by its name in the form."""
+    if param is None or not (found := re.fullmatch(r"method\.\w+\.hyperparameters\.(\w+)", param)):
+        return param
+    return f"{'dpo' if found[1] in DpoSpec.model_fields else 'hyperparameters'}.{found[1]}"
 
 
 def values_of(spec: FineTuneSpec) -> dict[str, str]:
@@ -203,6 +210,9 @@ def values_of(spec: FineTuneSpec) -> dict[str, str]:
         "seed": str(spec.seed),
     }
     parts: dict[str, BaseModel] = {"hyperparameters": spec.hyperparameters}
+    if spec.dpo is not None:
+        values["method"] = "dpo"
+        parts["dpo"] = spec.dpo
     for name in HoneSpec.model_fields:
         part = getattr(spec.hone, name)
         if isinstance(part, BaseModel):

@@ -31,7 +31,7 @@ class Group:
     settings: list[Setting]
 
 
-_TITLES = {"lora": "Adapter"}
+_TITLES = {"lora": "Adapter", "dpo": "Preferences (DPO)"}
 #: Names that say more in full.
 _LABELS = {
     "r": "rank",
@@ -55,14 +55,25 @@ def settings_of(job: Job, wire: FineTuningJob) -> list[Group]:
     """Every setting of a job, in groups."""
     spec = FineTuneSpec.model_validate(job.spec)
     asked: dict[str, BaseModel] = {"hyperparameters": spec.hyperparameters}
+    if spec.dpo is not None:
+        asked["dpo"] = spec.dpo
     asked |= {name: getattr(spec.hone, name) for name in type(spec.hone).model_fields}
     groups = []
     for name, given in asked.items():
-        runs = wire.hyperparameters if name == "hyperparameters" else getattr(wire.hone, name, None)
+        runs = _runs(wire, name)
         if isinstance(given, BaseModel) and isinstance(runs, dict):
             settings = _settings(name, given, runs, wire.hone.reasons)
             groups.append(Group(title_of(name), settings))
     return groups
+
+
+def _runs(wire: FineTuningJob, group: str) -> Any:
+    """The values of a group as they run."""
+    if group == "hyperparameters":
+        return wire.hyperparameters
+    if group == "dpo":
+        return wire.method["dpo"]["hyperparameters"]
+    return getattr(wire.hone, group, None)
 
 
 def _settings(group: str, given: BaseModel, runs: dict[str, Any], reasons: dict[str, str]) -> list[Setting]:

@@ -73,7 +73,10 @@ def duration(seconds: float | None) -> str:
 
 def left_until(at: float | None) -> str:
     """Time that is left until then."""
-    return NOTHING if at is None else f"{duration(at - now())} left"
+    if at is None:
+        return NOTHING
+    left = at - now()
+    return f"{duration(left)} left" if left > 0 else "any moment now"
 
 
 def moment(at: float | None) -> Markup | str:

@@ -93,7 +93,6 @@ def test_storage_that_goes_away_is_a_503_and_no_row_stays(
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "less than or equal to 50. You sent 51"),
         ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 0}}}},
          "method.supervised.hyperparameters.batch_size", "greater than or equal to 1"),
-        ({"method": {"type": "dpo", "dpo": {}}}, "method.type", "does not do 'dpo'. Use 'supervised'"),
         ({"method": {"type": "reinforcement"}}, "method.type", "does not do 'reinforcement'"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", "no integrations"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),

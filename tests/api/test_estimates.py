@@ -92,7 +92,7 @@ def test_a_preflight_makes_the_lengths_exact(http: TestClient, database: Databas
     asked = body(http) | {"training_file": upload(http, train_lines(900))}
     assert http.post("/v1/fine_tuning/jobs/estimate", json=asked).json()["data"]["basis"] == "sample"
     url = f"/v1/files/{asked['training_file']}/preflight?model=tiny"
-    wait_for(lambda: http.get(url).status_code == 200, 60)
+    wait_for(lambda: http.get(url).status_code == 200, 180)
     report = http.get(url).json()["report"]
     found = http.post("/v1/fine_tuning/jobs/estimate", json=asked).json()
     assert found["data"]["basis"] == "preflight"

@@ -51,7 +51,7 @@ def finished(http: TestClient, file_id: str, **query: Any) -> dict[str, Any]:
         assert (answer.status_code == 202) == (seen[-1]["status"] == "running")
         return answer.status_code == 200
 
-    wait_for(ended, 60)
+    wait_for(ended, 180)
     return seen[-1]
 
 

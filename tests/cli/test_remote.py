@@ -133,7 +133,7 @@ def test_the_check_here_and_the_servers_preflight_agree(hone: Hone, dataset: Pat
         found.update(client.get(path, cast_to=object))  # type: ignore[call-overload]
         return found["status"] == "completed"
 
-    wait_for(ended, 60)
+    wait_for(ended, 180)
     assert found["report"] == here
 
 

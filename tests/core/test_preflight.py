@@ -131,3 +131,21 @@ def test_a_file_without_samples_has_a_report(raw):
     assert report["samples"] == 0
     assert report["lengths"]["longest"] == 0
     assert report["advice"]
+
+
+def test_a_preference_is_as_long_as_the_longer_of_its_answers(tokenizer):
+    def pair(preferred: str, rejected: str) -> dict:
+        return {
+            "input": {"messages": [{"role": "user", "content": "q"}]},
+            "preferred_output": [{"role": "assistant", "content": preferred}],
+            "non_preferred_output": [{"role": "assistant", "content": rejected}],
+        }
+
+    rows = [pair("yes", "no " * 20), pair("yes " * 20, "no"), pair("yes", "no " * 20), pair("yes", "never")]
+    found = examine(as_lines(rows), LIMIT, How(tokenizer, "chat"))
+    assert (found["format"], found["samples"], found["duplicates"]["count"]) == ("preference", 4, 1)
+    long = json.dumps({"prompt": "q", "completion": "no " * 20}).encode()
+    (want,) = read_samples([long], LIMIT)
+    assert len(encode_sample(want, "chat", tokenizer).input_ids) in dict(map(tuple, found["profile"]["lengths"]))
+    by_characters = examine(as_lines(rows), LIMIT, How())
+    assert by_characters["profile"]["lengths"][-1][0] == 1 + len("yes " * 20)

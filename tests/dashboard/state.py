@@ -282,7 +282,7 @@ class Maker:
                 if job.started_at is not None:
                     job.started_at -= 3600 * ago
                 if job.status == "running":
-                    job.estimated_finish = time.time() + 257
+                    job.estimated_finish = time.time() + 1500
                     job.lease_expires_at = time.time() + 86_400
                 moved = 3600 * ago - 200
                 for table in (JobEvent, Checkpoint):

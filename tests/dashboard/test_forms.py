@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from api.dashboard.job_form import body_of, read_body, sections, values_of
 from core.errors import InvalidRequestError
-from core.specs import FineTuneSpec, HoneSpec, Hyperparameters
+from core.specs import DpoSpec, FineTuneSpec, HoneSpec, Hyperparameters
 from tests.api.driving import submit, upload
 
 
@@ -22,6 +22,7 @@ def database_url(sqlite_url: str) -> str:
 def test_the_form_offers_every_option_of_a_job():
     offered = {entry.name for section in sections({}) for entry in section.inputs}
     expected = {f"hyperparameters.{name}" for name in Hyperparameters.model_fields}
+    expected |= {f"dpo.{name}" for name in DpoSpec.model_fields}
     for group, field in HoneSpec.model_fields.items():
         expected |= {f"hone.{group}.{name}" for name in field.annotation.model_fields}  # type: ignore[union-attr]
     assert offered == expected
@@ -47,6 +48,14 @@ def test_run_again_asks_for_the_same():
     assert asked.hone == spec.hone
     assert asked.chosen_hyperparameters() == spec.hyperparameters
     assert (asked.model, asked.training_file, asked.seed, asked.suffix) == ("tiny", "file-1", 7, "x")
+
+
+def test_preferences_are_run_again_as_such():
+    spec = FineTuneSpec(model="tiny", training_file="file-1", dpo=DpoSpec(beta=0.25))
+    asked = read_body(body_of(values_of(spec)))
+    assert asked.spec().dpo == spec.dpo
+    # What belongs to the other method is left out.
+    assert "method" not in body_of({"model": "tiny", "dpo.beta": "0.25", "method": "supervised"})
 
 
 def test_an_empty_form_asks_for_defaults():

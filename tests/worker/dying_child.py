@@ -123,7 +123,7 @@ def _loading(instant: Instant) -> None:
 
 def _at_the_artifacts(instant: Instant) -> None:
     """When training is over and its last checkpoint is told of."""
-    hook(train, "save", lambda *_: strike(instant))
+    hook(train, "save", lambda *_, **__: strike(instant))
 
 
 def _disk_is_full(instant: Instant) -> None:

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.worker.test_merge import write_adapter
+from worker.codebleu import METRIC
 from worker.protocol import Answered, Done, Event, ExitCode, Failed, Graded, Line, Progress, parse_line
 
 REFERENCE = "def add(first):\n    total = first + {0}\n    return total"
@@ -115,7 +116,8 @@ def test_scores_hold_both_models_and_what_made_them(run):
     assert scores == lines[-1].report
     assert (scores["model"], scores["base_model"], scores["samples"]) == ("ft:tiny:hone::1", "tiny", 5)
     answer, itself = scores["criteria"]
-    assert answer["metric"].startswith("hone codebleu ")
+    assert answer["metric"] == METRIC
+    assert answer["scorer"] == "hone"
     assert (itself["lang"], itself["weights"], itself["pass_threshold"]) == ("python", [0.1, 0.1, 0.4, 0.4], 0.5)
     for criterion in (answer, itself):
         for side in ("model", "base"):

@@ -127,6 +127,7 @@ def test_the_adapter_of_the_best_step_is_the_result(plain: Run, watched: Run, tm
 )
 def test_a_killed_run_keeps_the_same_step(instant: Instant, watched_job: TrainingInput, watched: Run, tmp_path: Path):
     killed = go_on(watched_job, tmp_path / "killed", [], instant)
+    assert killed.code == (ExitCode.STOPPED if instant.number is signal.SIGTERM else -signal.SIGKILL)
     last = go_on(watched_job, tmp_path / "last", [killed])
     assert last.code == ExitCode.DONE
     assert_same(last, watched)

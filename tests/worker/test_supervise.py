@@ -44,7 +44,14 @@ def running(attempt: Attempt) -> Iterator[threading.Thread]:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "stand_in.py" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children(recursive=True) if "stand_in.py" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """A process's command line, "" for one that has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def files_of(world: World, job_id: str) -> list[File]:

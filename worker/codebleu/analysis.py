@@ -79,7 +79,8 @@ class Reader:
         reading = read(tree, source, language, self._subtrees, self._limits, what, code_only=True)
         flow = Flow(reading, _texts(code, source, reading), language, self._limits, what, package=False)
         edges = anonymous(flow.edges(), self._sources)
-        return Analysis(_state(tree, language), text.split(), Counter(reading.subtrees), edges, code)
+        words = text.split() or [text]  # what is white space to Python may be a name to a grammar
+        return Analysis(_state(tree, language), words, Counter(reading.subtrees), edges, code)
 
     def _read_as_package(self, text: str, what: str) -> Analysis:
         """A text as the package ``codebleu`` 0.7.0 reads it."""

@@ -19,6 +19,7 @@ Numbers = dict[tuple[Any, ...], int]
 
 #: Numbers of subtrees start here; below are the kinds, which stand for leaves.
 _FIRST = 1 << 17
+_COMMENT = frozenset({"comment"})
 
 
 #: A child of a node that has a rule: its kind and the field that it stands in, by the grammar's numbers; the first stop
@@ -68,6 +69,7 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
     subtrees: list[int] = []
     roles, skipped = language.roles, COMMENT if code_only else -1
     broken = tree.root_node.has_error
+    comments = language.ids(_COMMENT)  # the package takes other things that are no code for tokens
     most_nodes, most_levels = limits.nodes, limits.nesting
     # Of the node around this one: what its number is made of, and its children, where they may matter.
     content: list[Any] = []
@@ -115,7 +117,7 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
                 content += (field, kind)
             else:
                 sign = depth
-            if not (string or role == COMMENT or (role == SIGN and not signs_too)):
+            if not (string or (role == COMMENT and kind in comments) or (role == SIGN and not signs_too)):
                 if children is not None:
                     children.append((kind, field, len(stops), len(stops) + 1, None))
                 stops.append(kind)
@@ -127,7 +129,7 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
         while not following():
             if not up():
                 if not subtrees:
-                    subtrees.append(_number(numbers, [tree.root_node.kind_id]))
+                    subtrees.append(tree.root_node.kind_id)
                 return Reading(stops, spans, ruled, subtrees, broken)
             inner, kids = content, children
             content, children, kind, field, start, place = above.pop()
@@ -140,9 +142,11 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
                 elif role == DOC and code_only and kids and len(kids) == 1 and roles[kids[0][0]] == STRING:
                     del subtrees[place:], stops[start:], spans[start:]
                     continue
-            number = kind  # as of a leaf, where there was nothing but comments in it
-            if len(inner) > 1 or sign > depth:
+            number = kind  # as of a leaf, where there is nothing named in it: both are written "(kind)"
+            if len(inner) > 1:
                 number = numbers.setdefault(tuple(inner), _FIRST + len(numbers))
+                subtrees.append(number)
+            elif sign > depth:  # else there was nothing but comments in it
                 subtrees.append(number)
             if role == SIGN:
                 content += inner[1:]

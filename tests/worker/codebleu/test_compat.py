@@ -64,7 +64,8 @@ def test_it_equals_the_package_with_several_references(answer):
         "", "hello", "x = 'é' + name  # ü\ny = x", "def f():\n\t'doc'\n\treturn 1", "x = 1 + \\\n    y\n",
         "f(\n'at the margin', 1)", "identifier = 1\nx = identifier", "def f(a=b + c, d=()):\n    return d",
         "for a in b:\n    c = a\nelse:\n    c = 1\nd = c", "x = a = b + c\n", "[f(x) for x in xs if x]",
-        "x: int\ny: int = 2", "def f(:\n  x = [y for y in z if]",
+        "x: int\ny: int = 2", "re.sub('^\\.', r'^\\.')", "pass\nf()",
+        "def f(a):\n        b = a\n    c = a + \\\n   b", "def f(:\n  x = [y for y in z if]",
     ],
 )  # fmt: skip
 def test_its_faults_are_the_packages(answer):

@@ -25,6 +25,10 @@ def test_code_that_is_its_reference_scores_one(code):
     assert found.parse == "ok"
 
 
+def test_a_name_that_is_white_space_to_python_is_a_word():
+    assert score_sample("\x85", "\x85", "javascript").codebleu == pytest.approx(1)  # found by fuzzing
+
+
 @pytest.mark.parametrize("answer", ["", "  \n", "# only a comment"])
 def test_an_empty_answer_scores_zero_by_name(answer):
     found = score_sample(answer, ADD)

@@ -1,13 +1,13 @@
 """How many GPUs a job asks for, so that a worker with fewer leaves it to others
 
-Revision: 0008, after 0010
+Revision: 0010, after 0009
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008"
-down_revision = "0010"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

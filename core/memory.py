@@ -274,8 +274,8 @@ def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
     if setup.fast_path:
         chunk = min(tokens, _LOGITS) * shape.vocab_size * (size if setup.device == "cuda" else size + 8)
         return tokens * width * 4 * size + chunk
-    # Plain torch turns 16-bit logits into float32; their softmax, later their gradient, lies beside them. The last norm is
-    # in float32 too: its input and output are there at the loss, their gradients once the logits are gone.
+    # Plain torch turns 16-bit logits into float32; their softmax, later their gradient, lies beside them. The last norm
+    # is in float32 too: its input and output are there at the loss, their gradients once the logits are gone.
     logits = tokens * shape.vocab_size * (8 if setup.device == "cuda" else size + 8)
     return max(tokens * width * (8 + 2 * size) + logits, tokens * width * (16 + 4 * size))
 

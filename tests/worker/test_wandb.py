@@ -1,6 +1,8 @@
-"""Jobs that tell Weights & Biases: what wandb wrote is read back from its own file, for there is no server here."""
+"""Jobs that tell Weights & Biases, by the real package: into its own file, to a server, and to dead ones."""
 
+import base64
 import csv
+import io
 import json
 import os
 import socket
@@ -8,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -21,11 +24,14 @@ from models.status import JobStatus
 from tests.waiting import wait_for
 from tests.worker.test_preference import change, make_pairs
 from tests.worker.test_train import Ended, make_job, run
+from tests.worker.wandb_server import wandb_server
 from tests.worker.world import World
-from worker.protocol import Done, Event, ExitCode
+from worker import wandb_log
+from worker.protocol import Done, Event, ExitCode, LineWriter, TrainingInput, parse_line
 from worker.supervise import Attempt, wandb_variables
+from worker.wandb_log import Watcher, watching
 
-KEY = "key-of-the-operator-" + "x" * 20  # 40 characters: wandb looks
+KEY = "theoperators" + "x" * 28  # 40 characters: wandb looks
 TINY = TrainingSpec(precision="float32", microbatch_size=4, save_steps=2, eval_steps=2, max_steps=4)
 
 
@@ -121,14 +127,60 @@ def assert_the_key_is_nowhere(folder: Path) -> None:
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
-def test_a_run_that_fails_is_told_as_failed(tiny_llama, tmp_path):
-    job = change(make_job(tmp_path, tiny_llama), wandb=WandbSpec(project="code"))
-    job.train_file.write_text('{"instruction": "a"}\n')
-    ended = run(job, tmp_path / "out")
-    assert ended.code == ExitCode.FAILED
-    assert ended.lines[-1].type == "failed"
-    found = read_back(ended.out)
-    assert (found["exit"], found["run"][3]) == (1, "ftjob-test")
+def open_log(folder: Path, job: TrainingInput) -> tuple[io.StringIO, AbstractContextManager[Watcher]]:
+    """What would be a job's standard output, and its watcher."""
+    folder.mkdir()
+    source = folder / "input.json"
+    source.write_text(job.model_dump_json())
+    stream = io.StringIO()
+    return stream, watching(job, source, folder, LineWriter(stream))
+
+
+def events(stream: io.StringIO) -> list[tuple[str, str]]:
+    return [(line.level, line.message) for line in map(parse_line, stream.getvalue().splitlines())]
+
+
+def test_an_attempt_that_goes_on_goes_on_in_the_same_run_and_no_step_is_doubled(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    job = change(make_job(tmp_path, tmp_path), wandb=WandbSpec(project="code", name="mine"))
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        first, log = open_log(tmp_path / "first", job)
+        with pytest.raises(RuntimeError), log as watcher:
+            for step in (1, 2, 3):
+                watcher.tell(step, {"train_loss": 1 / step})
+            watcher.tell(3, {"valid_loss": 0.5})
+            raise RuntimeError
+        second, log = open_log(tmp_path / "second", job)
+        with log as watcher:
+            for step in (3, 4, 5):  # the checkpoint was of step 2
+                watcher.tell(step, {"train_loss": 1 / step})
+            watcher.finish()
+            done = len(second.getvalue())
+    assert len(second.getvalue()) == done, "nothing is told after the end"
+    assert [(row["_step"], row["train_loss"]) for row in server.rows] == [(n, 1 / n) for n in (1, 2, 3, 4, 5)]
+    assert server.rows[2]["valid_loss"] == 0.5
+    assert server.exits == [1, 0]
+    assert all(KEY in base64.b64decode(key.removeprefix("Basic ")).decode() for key in server.keys)
+    expected = [("info", f"Weights & Biases run mine: {server.url}/team/code/runs/ftjob-test")]
+    assert (events(first), events(second)) == (expected, expected)
+    assert_the_key_is_nowhere(tmp_path)
+
+
+def test_a_server_that_hangs_holds_nothing_up_and_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb_log, "_PATIENCE", 3)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()  # takes connections, and never says a word
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        job = change(make_job(tmp_path, tmp_path), wandb=WandbSpec(project="code"))
+        stream, log = open_log(tmp_path / "out", job)
+        with log as watcher:
+            for step in range(5000):  # far more than a pipe holds
+                watcher.tell(step, {"train_loss": 1.0, "learning_rate": 0.1})
+    assert events(stream) == [("warn", "W&B has not taken all figures of this job; they are in its events")]
+    wait_for(lambda: not holders(), seconds=20)
 
 
 def test_without_the_integration_nothing_of_wandb_is_loaded(tiny_llama, tmp_path):
@@ -177,7 +229,9 @@ def test_a_server_that_does_not_answer_is_a_warning_and_the_job_is_done(
     job = world.job(job_id)
     assert job.status == JobStatus.SUCCEEDED, world.messages(job_id)
     warnings = [event.message for event in world.events(job_id) if event.level == "warn"]
-    assert [message for message in warnings if "W&B" in message or "Weights & Biases" in message], warnings
+    # Whichever comes first: wandb gives up on its server, or the job is done.
+    ends = ("connection refused", "W&B has not taken all figures of this job; they are in its events")
+    assert [message for message in warnings if message.endswith(ends)], warnings
     wait_for(lambda: not holders(), seconds=20)
     database.dispose()
     assert_the_key_is_nowhere(tmp_path)

@@ -31,7 +31,7 @@ project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
 for extra in ("api", "worker"):
     wanted = project["dependencies"] + project["optional-dependencies"][extra]
     if extra == "worker":
-        wanted += project["optional-dependencies"]["cuda"]
+        wanted += project["optional-dependencies"]["cuda"] + project["optional-dependencies"]["wandb"]
     pathlib.Path(f"{extra}.txt").write_text("\n".join(wanted) + "\n")
 PYTHON
 

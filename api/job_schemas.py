@@ -4,13 +4,13 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.pagination import Listed
 from api.schemas import Absent, Metadata
 from core.model_names import checkpoint_name
-from core.specs import DpoSpec, EvaluationDuringTrainingSpec, FineTuneSpec, HoneSpec, Hyperparameters, Spec
+from core.specs import DpoSpec, EvaluationDuringTrainingSpec, FineTuneSpec, HoneSpec, Hyperparameters, Spec, WandbSpec
 from models.tables import Checkpoint, Job, JobEvent, StepMetric
 
 
@@ -18,13 +18,6 @@ def _no_reinforcement(value: Any) -> Any:
     if value == "reinforcement":
         raise PydanticCustomError("unsupported", "this server does not do 'reinforcement'. Use 'supervised' or 'dpo'")
     return value
-
-
-def _no_integrations(value: list[Any] | None) -> None:
-    if value:
-        raise PydanticCustomError(
-            "unsupported", "this server has no integrations. Leave the field out; metrics are in the job's events"
-        )
 
 
 class SupervisedMethod(Spec):
@@ -64,6 +57,13 @@ class Method(Spec):
         return chosen.hyperparameters if chosen else None
 
 
+class Integration(Spec):
+    """OpenAI's integration with Weights & Biases, the only one there is."""
+
+    type: Literal["wandb"]
+    wandb: WandbSpec
+
+
 # Letters of both cases, digits and three signs: the suffix becomes part of the model's name, between colons.
 Suffix = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
@@ -79,7 +79,7 @@ class FineTuneRequest(Spec):
     suffix: Suffix | None = None
     seed: int | None = Field(None, ge=0, le=2_147_483_647)
     metadata: Metadata | None = None
-    integrations: Annotated[list[Any] | None, AfterValidator(_no_integrations)] = None
+    integrations: list[Integration] | None = Field(None, max_length=1)
     hone: HoneSpec | None = None
 
     @model_validator(mode="after")
@@ -134,6 +134,7 @@ class FineTuneRequest(Spec):
             suffix=self.suffix,
             hyperparameters=self.chosen_hyperparameters(),
             dpo=self._dpo(),
+            wandb=self.integrations[0].wandb if self.integrations else None,
             hone=self.hone or HoneSpec(),
         )
 
@@ -184,7 +185,7 @@ class FineTuningJob(Listed):
     fine_tuned_model: str | None
     finished_at: int | None
     hyperparameters: dict[str, Any]
-    integrations: list[Any]
+    integrations: list[Integration]
     metadata: dict[str, str] | None
     method: dict[str, Any]
     model: str
@@ -235,7 +236,7 @@ def fine_tuning_job(job: Job, result_files: list[str]) -> FineTuningJob:
         fine_tuned_model=job.fine_tuned_model,
         finished_at=_seconds(job.finished_at),
         hyperparameters=hyperparameters,
-        integrations=[],
+        integrations=[Integration(type="wandb", wandb=spec.wandb)] if spec.wandb else [],
         metadata=job.labels,
         method=_method(spec, hyperparameters, resolved),
         model=job.model,

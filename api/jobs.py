@@ -33,6 +33,7 @@ from api.thinning import thinned
 from core.catalogue import find_base_model
 from core.errors import InvalidRequestError, NotFoundError
 from core.ids import new_id
+from core.specs import FineTuneSpec
 from models import lifecycle
 from models.access import find_model, model_name
 from models.status import JobKind, JobStatus
@@ -75,6 +76,7 @@ def create_job(
             file = require_input(session, project_id, file_id, purpose="fine-tune", param=param)
             _require_format(file, body, param)
     spec = body.spec()
+    _require_key(parts, spec)
     require_gpus(session, spec)
     refuse_unfit(session, parts, project_id, spec)
     job = Job(
@@ -99,6 +101,17 @@ def _require_base(session: Session, parts: Parts, project_id: str, model: str) -
             code="not_a_base_model",
         )
     find_base_model(parts.catalogue, model)
+
+
+def _require_key(parts: Parts, spec: FineTuneSpec) -> None:
+    """Raise InvalidRequestError when the job is to tell W&B and the operator has given no key for it."""
+    if spec.wandb is not None and parts.settings.wandb_key is None:
+        raise InvalidRequestError(
+            "'integrations': this server has no key for Weights & Biases. Leave the field out (metrics are in the "
+            "job's events), or have the operator set HONE_WANDB_API_KEY.",
+            param="integrations",
+            code="wandb_not_configured",
+        )
 
 
 def _require_format(file: File, body: FineTuneRequest, param: str) -> None:

@@ -44,10 +44,20 @@ class Settings(BaseSettings):
     webhook_private_targets: bool = Field(
         False, description="Let webhooks go to private, loopback and link-local addresses, and over plain http."
     )
+    wandb_api_key: SecretStr | None = Field(
+        None,
+        description="Weights & Biases' key, for the integration `wandb`; unset: requests for it are refused.",
+    )
+    wandb_base_url: str | None = Field(None, description="A W&B server of your own; unset: W&B's.")
 
     def model_post_init(self, context: object, /) -> None:
         """Make ``home`` absolute, so that a process started in another folder finds the same one."""
         object.__setattr__(self, "home", self.home.expanduser().resolve())
+
+    @property
+    def wandb_key(self) -> str | None:
+        """The key of W&B, or None; an empty variable is none."""
+        return (self.wandb_api_key.get_secret_value() or None) if self.wandb_api_key else None
 
     @property
     def resolved_database_url(self) -> str:

@@ -172,8 +172,22 @@ class DpoSpec(Spec):
     )
 
 
+# A name that W&B takes: it becomes a part of URLs.
+WandbName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\#?%:]+$")]
+WandbTag = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class WandbSpec(Spec):
+    """OpenAI's integration with Weights & Biases: where a job's figures go. The key is the operator's."""
+
+    project: WandbName
+    name: str | None = Field(None, min_length=1, max_length=128, description="Of the run; unset: the job's id.")
+    entity: WandbName | None = Field(None, description="Team or user; unset: the key's own.")
+    tags: tuple[WandbTag, ...] = Field((), max_length=64)
+
+
 class FineTuneSpec(Spec):
-    """A fine-tune job, as asked for; ``dpo`` is there when its method is dpo."""
+    """A fine-tune job, as asked for; ``dpo`` is there when its method is dpo, ``wandb`` when W&B is told."""
 
     model: str
     training_file: str
@@ -182,6 +196,7 @@ class FineTuneSpec(Spec):
     suffix: str | None = Field(None, min_length=1, max_length=64)
     hyperparameters: Hyperparameters = Hyperparameters()
     dpo: DpoSpec | None = None
+    wandb: WandbSpec | None = None
     hone: HoneSpec = HoneSpec()
 
 

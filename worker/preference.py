@@ -37,6 +37,7 @@ from worker.prompts import encode_sample
 from worker.protocol import Done, Event, ExitCode, LineWriter, Started, TrainingInput
 from worker.sequences import read_file
 from worker.trainer import add_adapter, shared_arguments, use_one_gpu
+from worker.wandb_log import NOBODY, Watcher
 
 #: TRL's figures of a batch that are kept, each a mean over its pairs.
 _FIGURES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "mean_token_accuracy")
@@ -296,7 +297,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL has no types
         self._step_began = time.monotonic()
 
 
-def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases) -> ExitCode:
+def train(
+    job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases, watcher: Watcher = NOBODY
+) -> ExitCode:
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
     began = time.monotonic()
 
@@ -322,7 +325,7 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
     }
 
     # 3. The trainer.
-    progress = ProgressCallback(lines, resolved.total_steps)
+    progress = ProgressCallback(lines, resolved.total_steps, watcher)
     trainer = PreferenceTrainer(
         model,
         make_config(job.spec, resolved, out, has_validation=data.validation is not None),
@@ -359,5 +362,6 @@ def train(job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, b
         lengths=data.lengths,
         report=report,
     )
+    watcher.finish()
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
     return ExitCode.DONE

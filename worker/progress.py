@@ -13,6 +13,7 @@ from core.errors import TrainingError
 from worker.environment import peak_memory
 from worker.protocol import LineWriter, Saved, Step
 from worker.ranks import ALONE, Ranks
+from worker.wandb_log import NOBODY, Watcher
 
 #: Trainer's names for what ``models.tables.StepMetric`` holds.
 _TRAIN_NAMES = {
@@ -72,8 +73,9 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Sends each step's figures and each checkpoint to the worker, and keeps the figures for the artifacts."""
 
-    def __init__(self, lines: LineWriter, total_steps: int) -> None:
+    def __init__(self, lines: LineWriter, total_steps: int, watcher: Watcher = NOBODY) -> None:
         self._lines = lines
+        self._watcher = watcher
         self._total_steps = total_steps
         self._started_at = 0.0
         self._first_step = 0
@@ -110,6 +112,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
             metrics["peak_memory"] = float(peak_memory())  # of this process: no figure of the run, and in no CSV
             self._tokens = tokens
         _require_finite(state.global_step, metrics)
+        self._watcher.tell(state.global_step, metrics)
         self._lines.send(
             Step(
                 step=state.global_step,

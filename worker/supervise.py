@@ -54,7 +54,7 @@ log = get_logger(__name__)
 Command = Callable[[JobKind], list[str]]
 
 #: A child has no use for these, and what it does not have it can't leak.
-_SECRETS = ("HONE_API_KEY", "HONE_DATABASE_URL", "HONE_REDIS_URL", "HONE_STORAGE_URL")
+_SECRETS = ("HONE_API_KEY", "HONE_DATABASE_URL", "HONE_REDIS_URL", "HONE_STORAGE_URL", "HONE_WANDB_API_KEY")
 #: Bytes of a crashed child's standard error that are looked at.
 _TAIL = 4096
 #: Longest pause, in seconds, between two tries to write while the database is away.
@@ -75,6 +75,14 @@ def child_variables(settings: Settings) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "CUDA_CACHE_PATH": str(folder / "cuda"),
     }
+
+
+def wandb_variables(settings: Settings) -> dict[str, str]:
+    """The key of W&B and its server, as wandb reads them; nothing without a key. No file holds the key."""
+    if settings.wandb_key is None:
+        return {}
+    server = {"WANDB_BASE_URL": settings.wandb_base_url} if settings.wandb_base_url else {}
+    return {"WANDB_API_KEY": settings.wandb_key, **server}
 
 
 class Attempt:
@@ -151,6 +159,8 @@ class Attempt:
         env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | child_variables(
             self._settings
         )
+        if self._claim.kind == JobKind.FINE_TUNE:  # each of them: the warm process does not know its next job
+            env |= wandb_variables(self._settings)
         gpus = gpus_of(space.input) if self._claim.kind == JobKind.FINE_TUNE else 1
         if self._host is not None and self._claim.kind == JobKind.FINE_TUNE and gpus == 1:
             return self._host.start(Order.of(space), base_of(space.input), env)

@@ -50,6 +50,7 @@ from worker.running_plan import RunningPlan
 from worker.selection import restore, watch
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
 from worker.trainer import QLoraTrainer, add_adapter, make_config
+from worker.wandb_log import NOBODY, Watcher, watching
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def train(
     stop: StopRequest,
     bases: Bases = FRESH,
     ranks: Ranks = ALONE,
+    watcher: Watcher = NOBODY,
 ) -> ExitCode:
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
     began = time.monotonic()
@@ -144,7 +146,7 @@ def train(
     # 3. The trainer, on the fast path where it covers the model.
     plan = RunningPlan(job.spec, data.shape, resolved, lines)
     warn_if_uncovered(model, job.spec, resolved, lines)
-    progress = ProgressCallback(lines, resolved.total_steps)
+    progress = ProgressCallback(lines, resolved.total_steps, watcher)
     trainer = QLoraTrainer(
         model,
         make_config(job.spec, resolved, out, has_validation=data.validation is not None),
@@ -198,6 +200,7 @@ def train(
         lengths=data.sequences.lengths,
         report=report,
     )
+    watcher.finish()
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
     return ExitCode.DONE
 
@@ -239,12 +242,13 @@ def run(source: Path, out: Path, lines: LineWriter, stop: StopRequest, bases: Ba
     out.mkdir(parents=True, exist_ok=True)
     try:
         job = TrainingInput.model_validate_json(source.read_bytes())
-        if job.spec.dpo is not None:
-            from worker import preference  # noqa: PLC0415 - TRL's part for it is loaded only where it is needed
+        with watching(job, source, out, lines) as watcher:
+            if job.spec.dpo is not None:
+                from worker import preference  # noqa: PLC0415 - TRL's part for it is loaded only where it is needed
 
-            return preference.train(job, out, lines, stop, bases)
-        with gathered(job.spec.hone.training.gpus, source, out) as ranks:
-            return train(job, out, lines, stop, bases, ranks)
+                return preference.train(job, out, lines, stop, bases, watcher)
+            with gathered(job.spec.hone.training.gpus, source, out) as ranks:
+                return train(job, out, lines, stop, bases, ranks, watcher)
     except Exception as error:
         told = error if isinstance(error, HoneError) else disk_full(error)
         if told is None:

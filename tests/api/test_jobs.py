@@ -2,15 +2,19 @@ import pytest
 from openai import BadRequestError, OpenAI
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
+from api.main import create_app
 from core.errors import TrainingError
 from core.resolve import resolve
+from core.settings import Settings
 from core.specs import DpoSpec, FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.tables import Job
+from tests.api.conftest import served
 from tests.api.driving import CHAT, claim, error_of, fail_job, submit, train, upload
 from tests.worker.stand_in import FACTS
 
@@ -88,6 +92,39 @@ def test_the_old_place_of_hyperparameters_still_works(http: TestClient):
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
     )
     assert both["hyperparameters"]["n_epochs"] == 3
+
+
+@pytest.mark.parametrize("method", ["supervised", "dpo"])
+def test_wandb_is_taken_with_a_key_and_comes_back_as_openai_has_it(
+    settings: Settings, key: str, database: Database, method: str
+):
+    app = create_app(settings.model_copy(update={"wandb_api_key": SecretStr("the-operators")}))
+    wandb = {"project": "code", "name": "mine", "entity": "team", "tags": ["a", "b"]}
+    with served(app) as url, OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+        file = client.files.create(file=("train.jsonl", CHAT if method == "supervised" else PAIRS), purpose="fine-tune")
+        asked = {"model": "tiny", "training_file": file.id, "method": {"type": method}}
+        job = client.fine_tuning.jobs.create(**asked, integrations=[{"type": "wandb", "wandb": wandb}])
+        raw = client.fine_tuning.jobs.with_raw_response.retrieve(job.id).http_response.json()
+        few = client.fine_tuning.jobs.create(**asked, integrations=[{"type": "wandb", "wandb": {"project": "code"}}])
+        assert client.fine_tuning.jobs.create(**asked).integrations == []
+    assert FineTuningJob.model_validate(raw, strict=True) == job
+    assert raw["integrations"] == [{"type": "wandb", "wandb": wandb}]
+    assert few.integrations[0].wandb.model_dump() == {"project": "code", "name": None, "entity": None, "tags": []}
+    with database.read() as session:
+        spec = session.get_one(Job, job.id).spec
+    assert spec["wandb"] == wandb
+    assert "the-operators" not in str(spec) + str(raw)
+
+
+def test_wandb_without_a_key_is_refused_and_makes_nothing(http: TestClient):
+    file_id = upload(http)
+    integrations = [{"type": "wandb", "wandb": {"project": "code"}}]
+    body = {"model": "tiny", "training_file": file_id, "integrations": integrations}
+    answer = http.post("/v1/fine_tuning/jobs", json=body)
+    assert answer.status_code == 400
+    told = error_of(answer)
+    assert (told["param"], told["code"]) == ("integrations", "wandb_not_configured")
+    assert http.get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
 def test_each_auto_is_replaced_by_what_was_chosen_with_its_reason(http: TestClient, database: Database):

@@ -174,7 +174,8 @@ async def other_methods(api: Speaker) -> None:
         await api.refuses(place, "fine_tuning.jobs.create", **asked, method=reinforcement)
     wandb = {"project": "p", "name": "n", "entity": "e", "tags": ["t"]}
     integrations = [{"type": "wandb", "wandb": wandb}]
-    await api.attempt("integrations[]", "fine_tuning.jobs.create", **asked, integrations=integrations)
+    job = await api.call("fine_tuning.jobs.create", **asked, integrations=integrations)
+    assert job.integrations[0].wandb.model_dump() == wandb
     refusal = await api.fails(400, "file_not_found", "fine_tuning.jobs.create", model="tiny", training_file="file-none")
     assert refusal.param == "training_file"
     refusal = await api.fails(400, "model_not_found", "fine_tuning.jobs.create", **{**asked, "model": "gpt-4o-mini"})

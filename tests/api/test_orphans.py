@@ -59,12 +59,12 @@ def test_what_lost_attempts_left_goes_and_what_rows_name_stays(
     http: TestClient, database: Database, storage: Storage, sweep: OrphanSweep
 ):
     submit(http)
-    lose_attempt(database, storage, "checkpoint-2.zip")
+    lose_attempt(database, storage, "checkpoint-9.zip")
     lost = lose_attempt(database, storage, "adapter.zip")
     storage.put(f"jobs/{lost.job_id}-of-another/1-1/x", [b"x"])
     train(database, storage)  # its result files lie beside the first attempt's objects
-    kept = ["1-1/adapter.zip", "1-1/step_metrics.csv", "1-1/x", "2-2/checkpoint-1.zip"]
-    orphans = ["1-1/checkpoint-1.zip", "1-1/checkpoint-2.zip", "2-2/adapter.zip"]
+    kept = ["1-1/adapter.zip", "1-1/checkpoint-2.zip", "1-1/step_metrics.csv", "1-1/x", "2-2/checkpoint-1.zip"]
+    orphans = ["1-1/checkpoint-1.zip", "1-1/checkpoint-9.zip", "2-2/adapter.zip"]
     assert objects(storage) == sorted(kept + orphans)
 
     assert sweep.sweep() == 3600
@@ -87,13 +87,14 @@ def test_a_run_deleted_while_its_objects_are_looked_at_keeps_its_files(
     http: TestClient, database: Database, storage: Storage, sweep: OrphanSweep
 ):
     submit(http)
-    lose_attempt(database, storage, "checkpoint-2.zip")
+    lose_attempt(database, storage, "checkpoint-9.zip")
     train(database, storage)
     end_long_ago(database)
     with database.write() as session:  # what the deletion of a job does to its files
         session.execute(text("UPDATE files SET job_id = NULL"))
     sweep.sweep()
-    assert objects(storage) == ["1-1/adapter.zip", "1-1/checkpoint-1.zip", "1-1/step_metrics.csv"]
+    kept = ["1-1/adapter.zip", "1-1/checkpoint-1.zip", "1-1/checkpoint-2.zip", "1-1/step_metrics.csv"]
+    assert objects(storage) == kept
 
 
 def test_a_sweep_goes_on_where_it_stopped_and_is_not_done_before_the_last(

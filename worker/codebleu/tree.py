@@ -5,8 +5,10 @@ anonymous tokens and without the text of the leaves. A subtree is numbered by it
 that no text of it is ever made: writing each one out takes the square of a tree's depth. Nothing here recurses.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from tree_sitter import Node, Tree
@@ -14,8 +16,8 @@ from tree_sitter import Node, Tree
 from .language import COMMENT, DOC, ERROR, PLAIN, RULED, SIGN, STRING, Loaded
 from .limits import Limits, RefusedError
 
-#: Numbers of subtrees by their contents, shared by the two texts of a pair.
-Numbers = dict[tuple[Any, ...], int]
+#: Numbers of subtrees by their contents, shared by the two texts of a pair. New contents get the next number.
+Numbers = defaultdict[tuple[Any, ...], int]
 
 #: Numbers of subtrees start here; below are the kinds, which stand for leaves.
 _FIRST = 1 << 17
@@ -153,7 +155,7 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
                     continue
             number = kind  # as of a leaf, where there is nothing named in it: both are written "(kind)"
             if len(inner) > 1:
-                number = numbers.setdefault(tuple(inner), _FIRST + len(numbers))
+                number = numbers[tuple(inner)]
                 subtrees.append(number)
             elif sign > depth:  # else there was nothing but comments in it
                 subtrees.append(number)
@@ -171,15 +173,16 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
 _UNFINISHED: Ruled = (0, 0, ())
 
 
-def _number(numbers: Numbers, content: list[Any]) -> int:
-    return numbers.setdefault(tuple(content), _FIRST + len(numbers))
+def numbering() -> Numbers:
+    """Numbers for the texts that are to be compared."""
+    return defaultdict(count(_FIRST).__next__)
 
 
 def _odd(node: Node, source: bytes, numbers: Numbers) -> int:
     """The number of a leaf that the parser made up, or could make nothing of: S-expressions tell them from others."""
     if node.is_missing:
-        return _number(numbers, ["missing", node.kind_id])
+        return numbers["missing", node.kind_id]
     if node.end_byte == node.start_byte:
         return ERROR
     character = source[node.start_byte : node.start_byte + 4].decode(errors="ignore")[:1]
-    return _number(numbers, ["unexpected", character])
+    return numbers["unexpected", character]

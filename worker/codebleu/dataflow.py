@@ -163,7 +163,7 @@ class Flow:
     def _last_first(self, kind: int, children: Sequence[Child], rule: Rule) -> list[_Task]:
         """What a rule says of a node; of a loop, for one turn. The last task comes first."""
         if isinstance(rule, Assign):
-            return self._simply_assign(children, rule) or self._assign(kind, children, rule)[::-1]
+            return self._assign(kind, children, rule)[::-1]
         if isinstance(rule, Branch):
             return self._branch(children, rule)[::-1]
         if isinstance(rule, Each):
@@ -175,27 +175,6 @@ class Flow:
             return self._in_turn(sorted(children, key=lambda child: child[0] not in wanted))[::-1]
         tokens = self._tokens_in(children)
         return [self._gift(tokens, tokens, COMPUTED_FROM)]
-
-    def _simply_assign(self, children: Sequence[Child], rule: Assign) -> list[_Task] | None:
-        """What ``_assign`` says, where one child is made from one other as a whole; None for any other assignment.
-
-        Nine assignments of ten are, and this takes a third of the time.
-        """
-        if len(children) != 2:
-            return None
-        (kind, left, start, end, inner), (_, right, first, last, _) = children
-        fields = self._language.fields
-        if left != fields.get(rule.left) or right != fields.get(rule.right):
-            return None
-        if rule.pairs and (inner if self._package else self._language.roles[kind] == LIST):
-            return None
-        texts = self._texts
-        takers = [stop for stop in range(start, end) if texts[stop] is not None]
-        givers = [stop for stop in range(first, last) if texts[stop] is not None]
-        self._left -= len(takers) + len(givers)
-        self._gifts.append((takers, givers, rule.relation))
-        give = (_GIVE, len(self._gifts) - 1, 0)
-        return [give, (_RUN, first, last)] if first < last else [give]
 
     def _in_turn(self, nodes: Sequence[Child]) -> list[_Task]:
         """Tasks to run nodes; those that follow one another in the text are one task."""

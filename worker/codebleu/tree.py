@@ -62,7 +62,7 @@ def read(  # noqa: PLR0912, PLR0915 - one loop with everything in local variable
     ``code_only`` leaves out comments, and statements that are only a string; ``signs_too`` takes signs and keywords for
     tokens. Raises RefusedError where the tree of ``what`` has too many nodes or levels.
     """
-    # One loop with everything in local variables, 0.25 microseconds a node, of which half are the calls of the cursor.
+    # One loop with everything in local variables: 0.35 microseconds a node, of which 0.14 are the calls of the cursor.
     cursor = tree.walk()
     first, following, up = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
     stops: list[int] = []

@@ -15,8 +15,9 @@ inside every loop around it, which is 2^n times in n loops. The same edges come 
   the first turn of this visit or the second of the first visit has not read.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import count
 
 from .language import LIST, STRING, Loaded
 from .limits import Limits, RefusedError
@@ -33,7 +34,8 @@ _RUN = 0  # the stops from, up to
 _GIVE = 1  # the gift
 _FORK = 2  # a branch begins; whether one of its ways is surely taken
 _OPEN, _SHUT, _JOIN = 3, 4, 5  # a way begins, ends; the branch ends
-_LEAVE = 6  # a loop ends
+_ENTER, _LEAVE = 6, 7  # a loop begins, ends
+_MEET = 8  # a way ends that may not have been taken, and there is no other
 _Task = tuple[int, int, int]
 
 #: Tokens that are given a value, the tokens that it is made from, and how.
@@ -42,7 +44,6 @@ _Gift = tuple[list[int], list[int], str]
 _Fork = tuple[bool, list[dict[str, int]]]
 #: What is known of a token that was read, in bits: where its name held nothing, and where it held something.
 _UNKNOWN, _KNOWN = 1, 3
-_LOOPS = (Each, Repeat)
 
 _CLAUSE, _BLOCK, _COMMA = frozenset({"for_in_clause"}), frozenset({"block"}), frozenset({","})
 
@@ -63,7 +64,7 @@ class Flow:
         self._tree, self._texts, self._language, self._package = tree, texts, language, package
         self._limits, self._what, self._left = limits, what, limits.steps
         self._todo: list[_Task] = [(_RUN, 0, len(texts))]
-        self._tasks: dict[int, list[_Task]] = {}  # of nodes with a rule, what to do, last first
+        self._tasks: list[list[_Task] | None] = [None] * len(tree.ruled)  # of nodes with a rule: what to do, last first
         #: What a name holds: the token that gave it its value, or -1 - n for the join n.
         self._state: dict[str, int] = {}
         self._joins: list[tuple[int, ...]] = []
@@ -71,12 +72,11 @@ class Flow:
         self._kept = bytearray(len(texts))  # tokens that another one comes from
         self._read = bytearray(len(texts))
         self._gifts: list[_Gift] = []
-        self._given: dict[int, int] = {}  # tokens that are given a value -> the gift
+        self._given = [-1] * len(texts)  # of tokens that are given a value, the gift
         self._looped: set[int] = set()  # gifts that are made in a loop
         self._before: list[dict[str, int | None]] = []  # for each way that is being run, what its names held before
         self._forks: list[_Fork] = []
         self._loops = 0
-        self._turned: set[int] = set()  # loops that were run
 
     def edges(self) -> list[Edge]:
         """The edges, in the order of their tokens.
@@ -91,23 +91,33 @@ class Flow:
         """Do all that is to be done. Reading tokens stands here, not in a function: it is most of it."""
         todo, texts, stops, ruled = self._todo, self._texts, self._tree.stops, self._tree.ruled
         state, before, read, kept = self._state, self._before, self._read, self._kept
-        known = self._language.names
+        known, joined, entered = self._language.names, self._joined, self._tasks
         while todo:
             if self._left < 0:
                 raise RefusedError(f"the dataflow of {self._what} takes more than {self._limits.steps:,} steps")
             what, number, end = todo.pop()
             if what != _RUN:
-                self._do(what, number)
+                if what == _GIVE:
+                    self._give(number)
+                elif what == _OPEN:
+                    before.append({})
+                else:
+                    self._do(what, number)
                 continue
             for stop in range(number, end):
                 name = texts[stop]
                 if name is None:
                     if stops[stop] >= 0:
                         continue  # a token that the package takes for none
-                    after = ruled[-1 - stops[stop]][1]
+                    node = -1 - stops[stop]
+                    after = ruled[node][1]
                     if after < end:
                         todo.append((_RUN, after, end))
-                    self._enter(-1 - stops[stop])
+                    tasks = entered[node]
+                    if tasks is None:
+                        tasks = self._prepare(node)
+                    todo += tasks
+                    self._left -= len(tasks)
                     end = stop
                     break
                 value = state.get(name)
@@ -122,58 +132,47 @@ class Flow:
                     if value >= 0:
                         kept[value] = 1
                     else:
-                        self._joined[-1 - value] = 1
+                        joined[-1 - value] = 1
             self._left -= 1 + end - number
 
     def _do(self, what: int, number: int) -> None:
-        if what == _GIVE:
-            self._give(number)
-        elif what == _OPEN:
-            self._before.append({})
-        elif what == _SHUT:
+        if what == _SHUT:
             self._shut()
+        elif what == _MEET:
+            self._meet()
         elif what == _FORK:
             self._forks.append((bool(number), []))
         elif what == _JOIN:
             self._join()
         else:
-            self._loops -= 1
+            self._loops += 1 if what == _ENTER else -1
+            self._left += 1  # it is no step
 
-    def _set(self, name: str, value: int) -> None:
-        if self._before:
-            self._before[-1].setdefault(name, self._state.get(name))
-        self._state[name] = value
-
-    def _enter(self, number: int) -> None:
-        """Put what the rule of a node says on the stack."""
-        tasks = self._tasks.get(number)
+    def _prepare(self, number: int) -> list[_Task]:
+        """What to do where a node with a rule is met for the first time, last first; and keep it for later times."""
         kind, _, children = self._tree.ruled[number]
         rule = self._language.rules[kind]
-        if tasks is None:
-            tasks = self._tasks[number] = self._what_to_do(kind, children, rule)
-            tasks.reverse()
-        if isinstance(rule, _LOOPS):
-            self._loops += 1
-            self._todo.append((_LEAVE, 0, 0))
-            if number not in self._turned:
-                self._turned.add(number)
-                self._todo += tasks
-        self._todo += tasks
-        self._left -= len(tasks)
+        tasks = self._last_first(kind, children, rule)
+        if not isinstance(rule, Each | Repeat):
+            self._tasks[number] = tasks
+            return tasks
+        self._tasks[number] = [(_LEAVE, 0, 0), *tasks, (_ENTER, 0, 0)]
+        self._left += len(tasks)  # the second turn is no step more
+        return [(_LEAVE, 0, 0), *tasks, *tasks, (_ENTER, 0, 0)]
 
-    def _what_to_do(self, kind: int, children: Sequence[Child], rule: Rule) -> list[_Task]:
-        """What a rule says of a node; of a loop, for one turn."""
+    def _last_first(self, kind: int, children: Sequence[Child], rule: Rule) -> list[_Task]:
+        """What a rule says of a node; of a loop, for one turn. The last task comes first."""
         if isinstance(rule, Assign):
-            return self._assign(kind, children, rule)
+            return self._assign(kind, children, rule)[::-1]
         if isinstance(rule, Branch):
-            return self._branch(children, rule)
+            return self._branch(children, rule)[::-1]
         if isinstance(rule, Each):
-            return self._each(kind, children, rule)
+            return self._each(kind, children, rule)[::-1]
         if isinstance(rule, Repeat):
-            return self._in_turn(children)
+            return self._in_turn(children)[::-1]
         if isinstance(rule, First):
             wanted = self._language.ids(rule.kinds)
-            return self._in_turn(sorted(children, key=lambda child: child[0] not in wanted))
+            return self._in_turn(sorted(children, key=lambda child: child[0] not in wanted))[::-1]
         tokens = self._tokens_in(children)
         return [self._gift(tokens, tokens, COMPUTED_FROM)]
 
@@ -272,13 +271,19 @@ class Flow:
         silent = self._package and relation == COMES_FROM and not givers
         if self._loops:
             self._looped.add(number)
+        texts, state, given = self._texts, self._state, self._given
+        before = self._before[-1] if self._before else None
         for token in takers:
             if not silent:
-                self._given[token] = number
-            self._set(self._texts[token] or "", token)
+                given[token] = number
+            name = texts[token] or ""
+            if before is not None and name not in before:
+                before[name] = state.get(name)
+            state[name] = token
         if takers:
+            kept = self._kept
             for token in givers:
-                self._kept[token] = 1
+                kept[token] = 1
         self._left -= len(takers) + len(givers)
 
     # -- branches
@@ -286,11 +291,19 @@ class Flow:
     def _branch(self, children: Sequence[Child], rule: Branch) -> list[_Task]:
         kinds, otherwise = self._language.ids(rule.alternatives), self._language.ids(rule.otherwise)
         field = self._language.fields[rule.field] if rule.field else -1
-        others = [child for child in children if child[0] in kinds or child[1] == field]
-        total = any(child[0] in otherwise or child[1] == field for child in children)
-        first = [child for child in children if child not in others]
+        total = False
+        ways: list[list[Child]] = [[]]
+        for child in children:
+            if child[0] in kinds or child[1] == field:
+                ways.append([child])
+            else:
+                ways[0].append(child)
+            total = total or child[0] in otherwise or child[1] == field
+        if not total and len(ways) == 1:  # most: an if without an else
+            self._left -= 2  # as many steps as the general way
+            return [(_OPEN, 0, 0), *self._in_turn(children), (_MEET, 0, 0)]
         tasks: list[_Task] = [(_FORK, total, 0)]
-        for way in ([first] if first else []) + [[child] for child in others]:
+        for way in ways if ways[0] else ways[1:]:
             tasks += [(_OPEN, 0, 0), *self._in_turn(way), (_SHUT, 0, 0)]
         return [*tasks, (_JOIN, 0, 0)]
 
@@ -305,23 +318,47 @@ class Flow:
                 state[name] = value
         self._left -= len(before)
 
+    def _meet(self) -> None:
+        """End the only way: a name that it has changed may hold what it held before, or what it holds now."""
+        before, state = self._before.pop(), self._state
+        outer = self._before[-1] if self._before else None
+        for name, value in before.items():
+            if outer is not None and name not in outer:
+                outer[name] = value
+            if value is not None:
+                self._left -= 1
+                if value != state[name]:
+                    self._joins.append((state[name], value))
+                    self._joined.append(0)
+                    state[name] = -len(self._joins)
+        self._left -= 2 * len(before)
+
     def _join(self) -> None:
         """A name that some way has changed may hold what any of them left it with."""
         total, ways = self._forks.pop()
+        state = self._state
+        outer = self._before[-1] if self._before else None
         values: dict[str, list[int]] = {}
         for way in ways:
             for name, value in way.items():
-                values.setdefault(name, []).append(value)
+                if name in values:
+                    values[name].append(value)
+                else:
+                    values[name] = [value]
         for name, found in values.items():
-            before = self._state.get(name)
+            before = state.get(name)
+            if outer is not None and name not in outer:
+                outer[name] = before
             if before is not None and (len(found) < len(ways) or not total):
                 found.append(before)
-            distinct = tuple(dict.fromkeys(found))
-            if len(distinct) > 1:
-                self._joins.append(distinct)
-                self._joined.append(0)
-            self._set(name, distinct[0] if len(distinct) == 1 else -len(self._joins))
             self._left -= len(found)
+            distinct = found if len(found) == 1 else tuple(dict.fromkeys(found))
+            if len(distinct) == 1:
+                state[name] = distinct[0]
+            else:
+                self._joins.append(tuple(distinct))
+                self._joined.append(0)
+                state[name] = -len(self._joins)
 
     # -- loops
 
@@ -350,21 +387,19 @@ class Flow:
         """An edge for each token that comes from another, or that another comes from."""
         found: list[Edge] = []
         sources: dict[int, tuple[str, ...]] = {}
-        kept, given, read = self._kept, self._given, self._read
-        for token, name in enumerate(self._texts):
+        for name, number, seen, is_kept in zip(self._texts, self._given, self._read, self._kept, strict=True):
             if name is None:
                 continue
-            if token in given:
-                number = given[token]
+            if number >= 0:
                 _, givers, relation = self._gifts[number]
-                if givers or kept[token]:
+                if givers or is_kept:
                     if number not in sources:
                         sources[number] = self._source_names(number)
                     own = relation == COMES_FROM and sources[number] == (name,)
                     found.append((name, relation, None if own else sources[number]))
-            elif read[token] == _KNOWN:
+            elif seen == _KNOWN:
                 found.append((name, COMES_FROM, None))
-            elif read[token] and kept[token]:
+            elif seen and is_kept:
                 found.append((name, COMES_FROM, ()))
         return found
 
@@ -387,16 +422,16 @@ def anonymous(edges: Sequence[Edge], numbers: dict[tuple[int, ...], int]) -> Cou
 
     ``numbers`` numbers lists of sources, for all the texts that are compared.
     """
-    order: dict[str, int] = {}
+    order: defaultdict[str, int] = defaultdict(count().__next__)
     lists: dict[int, int] = {}  # a list that many edges share is numbered once
     found: list[Key] = []
     for name, relation, sources in edges:
         if sources is None:  # most of them: a key that is quick to make
-            found.append(order.setdefault(name, len(order)))
+            found.append(order[name])
             continue
         number = lists.get(id(sources), -1)
         if number < 0:
-            listed = tuple([order.setdefault(source, len(order)) for source in sources])
+            listed = tuple([order[source] for source in sources])
             number = lists[id(sources)] = numbers.setdefault(listed, len(numbers))
-        found.append((order.setdefault(name, len(order)), relation, number))
+        found.append((order[name], relation, number))
     return Counter(found)

@@ -6,9 +6,8 @@ matched, 0.1 matches are counted (method 1 of Chen and Cherry 2014), as there.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain, repeat
 from itertools import count as counting
 
 ORDERS = 4
@@ -37,8 +36,8 @@ def bleu(samples: Sequence[Matches]) -> float:
     length = sum(sample.length for sample in samples)
     wanted = sum(sample.wanted for sample in samples)
     orders = max(sample.orders for sample in samples)
-    matched = [math.fsum(sample.matched[n] for sample in samples) for n in range(orders)]
-    total = [math.fsum(sample.total[n] for sample in samples) for n in range(orders)]
+    matched = [math.fsum(column) for column in zip(*[sample.matched for sample in samples], strict=True)][:orders]
+    total = [math.fsum(column) for column in zip(*[sample.total for sample in samples], strict=True)][:orders]
     if not length or not matched[0]:
         return 0.0
     logs = (math.log((hit or _EPSILON) / count) for hit, count in zip(matched, total, strict=True))
@@ -51,10 +50,10 @@ class Words:
 
     def __init__(self, keywords: Set[str], *texts: Sequence[str]) -> None:
         numbers: defaultdict[str, int] = defaultdict(counting().__next__)
-        self._texts = [[numbers[word] for word in text] for text in texts]
+        self._texts = [list(map(numbers.__getitem__, text)) for text in texts]
         self._base = len(numbers)
         #: Of each word, by its number, whether it is a keyword.
-        self.marked = [word in keywords for word in numbers]
+        self.marked = list(map(keywords.__contains__, numbers))
 
     def grams(self, text: int) -> list[list[int]]:
         """The n-grams of a text, for n = 1 to 4."""
@@ -68,7 +67,7 @@ class Words:
 def _common(ours: list[int], theirs: list[int]) -> dict[int, int]:
     """The n-grams of both, each as often as in the one that has it less often."""
     have, most = Counter(ours), Counter(theirs)
-    return {gram: min(have[gram], most[gram]) for gram in have.keys() & most.keys()}
+    return {gram: have[gram] if have[gram] < most[gram] else most[gram] for gram in have.keys() & most.keys()}
 
 
 def _matches(ours: list[int], theirs: list[int]) -> int:
@@ -88,16 +87,19 @@ def _again(grams: list[int]) -> Counter[int]:
     return Counter([gram for gram in grams if gram in seen or add(gram)])
 
 
-def _weigh(words: Iterable[int], marked: Sequence[bool]) -> float:
-    """The sum of words' weights; of whole numbers first, so that it does not depend on their order."""
-    flags = [marked[word] for word in words]
-    keywords = sum(flags)
-    return keywords + PLAIN_WEIGHT * (len(flags) - keywords)
+def _weigh(words: Sequence[int], marked: Sequence[bool]) -> float:
+    """The sum of words' weights."""
+    return _weight(sum(map(marked.__getitem__, words)), len(words))
 
 
-def _repeated(counts: Mapping[int, int]) -> Iterable[int]:
-    """Each word as often as it is counted."""
-    return chain.from_iterable(map(repeat, counts.keys(), counts.values()))
+def _weigh_counted(counts: Mapping[int, int], marked: Sequence[bool]) -> float:
+    """The same of words that are counted."""
+    return _weight(sum([count for word, count in counts.items() if marked[word]]), sum(counts.values()))
+
+
+def _weight(keywords: int, words: int) -> float:
+    """The weight of so many keywords among so many words; whole numbers first, so that no order matters."""
+    return keywords + PLAIN_WEIGHT * (words - keywords)
 
 
 def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[str]) -> tuple[Matches, Matches]:
@@ -110,7 +112,7 @@ def compare(candidate: Sequence[str], reference: Sequence[str], keywords: Set[st
     orders = min(ORDERS, max(1, len(candidate), len(reference)))
     lengths = len(candidate), len(reference)
     plain = Matches(tuple(matched), tuple(total), *lengths, orders)
-    weight, of = _weigh(_repeated(first), words.marked), _weigh(got[0], words.marked)
+    weight, of = _weigh_counted(first, words.marked), _weigh(got[0], words.marked)
     return plain, Matches((weight, *matched[1:]), (of or 1.0, *total[1:]), *lengths, orders)
 
 
@@ -132,7 +134,7 @@ def compare_as_package(
         else:
             commons = [_common(got[n], want[n]) for want in wants]
             matched.append(_most(commons))
-            weights = [_weigh(_repeated(common), words.marked) for common in commons] if not n else None
+            weights = [_weigh_counted(common, words.marked) for common in commons] if not n else None
             recalled.append(math.fsum(weights or (sum(common.values()) for common in commons)))
         to_recall.append(float(sum(max(1, len(want[n])) for want in wants)))
     to_recall[0] = math.fsum(max(1.0, _weigh(want[0], words.marked)) for want in wants)

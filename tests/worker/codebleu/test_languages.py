@@ -10,7 +10,7 @@ from worker.codebleu.dataflow import Flow
 from worker.codebleu.language import Table, load, loaded
 from worker.codebleu.limits import Limits
 from worker.codebleu.ngram import compare
-from worker.codebleu.tree import read
+from worker.codebleu.tree import numbering, read
 
 LIMITS = Limits()
 # ruff: noqa: E501 - a sample a line
@@ -37,7 +37,7 @@ def edges(code: str, lang: str) -> Counter[str]:
     source = text.encode()
     tree = language.parser.parse(source)
     assert not tree.root_node.has_error, tree.root_node
-    reading = read(tree, source, language, {}, LIMITS, "it", code_only=True)
+    reading = read(tree, source, language, numbering(), LIMITS, "it", code_only=True)
     found = Flow(reading, _texts(text, source, reading), language, LIMITS, "it", package=False).edges()
     return Counter(
         f"{name} {'<-' if relation == 'comesFrom' else '<='} {'*' if sources is None else ','.join(sources)}".rstrip()

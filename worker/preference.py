@@ -36,7 +36,7 @@ from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.prompts import encode_sample
 from worker.protocol import Done, Event, ExitCode, LineWriter, Started, TrainingInput
 from worker.sequences import read_file
-from worker.trainer import add_adapter, shared_arguments, use_one_gpu
+from worker.trainer import adapters_kept, add_adapter, shared_arguments, use_one_gpu
 from worker.wandb_log import NOBODY, Watcher
 
 #: TRL's figures of a batch that are kept, each a mean over its pairs.
@@ -217,21 +217,17 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL has no types
         tokenizer: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback],
     ) -> None:
-        # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
-        masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train,
-            eval_dataset=validation,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
+        with adapters_kept(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train,
+                eval_dataset=validation,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+            )
         if "ref" in model.peft_config:  # a copy of the adapter as it came, for those that were trained before
             model.delete_adapter("ref")
-        for name, parameter in model.named_parameters():
-            if name in masters:
-                parameter.data = masters[name]
         self._step_began = time.monotonic()
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:

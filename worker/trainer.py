@@ -2,7 +2,8 @@
 
 import gc
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,19 @@ def shared_arguments(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_v
     }
 
 
+@contextmanager
+def adapters_kept(model: PeftModel) -> Iterator[None]:
+    """Undo what TRL's trainers do to a quantized model's adapters as they are made.
+
+    They turn them into bfloat16, whose 8 bits of mantissa lose small updates.
+    """
+    masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in masters:
+            parameter.data = masters[name]
+
+
 class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
     """SFTTrainer, mended where QLoRA needs it."""
 
@@ -118,19 +132,15 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         make_fast: Callable[[], FastModel | None],
         ranks: Ranks = ALONE,
     ) -> None:
-        # TRL turns a quantized model's adapters into bfloat16, whose 8 bits of mantissa lose small updates.
-        masters = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train,
-            eval_dataset=validation,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
-        for name, parameter in model.named_parameters():
-            if name in masters:
-                parameter.data = masters[name]
+        with adapters_kept(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train,
+                eval_dataset=validation,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+            )
         #: Called with a checkpoint's folder before it is sealed, to put more into it.
         self.before_seal: list[Callable[[Path], None]] = []
         self._make_fast = make_fast

@@ -1,7 +1,7 @@
 # Every command sets up .venv first when it is missing, or when requirements.lock or pyproject.toml have changed.
 # Needed from the system: Python 3.11 or later with venv, make, git.
 #
-#   make demo    fine-tune a real model and evaluate it, start to end, over HTTP (about ten minutes on two cores)
+#   make demo    fine-tune a real model and evaluate it, start to end, over HTTP (two to ten minutes on two cores)
 #   make serve   serve on 127.0.0.1:${PORT:-8000}
 #   make test    every test that this machine can run
 #   make chaos   300 jobs while every part is killed, stopped and wiped, 160 times; six minutes (CHAOS="--seed 7")

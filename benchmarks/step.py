@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from core.specs import LoraSpec
 from worker.fast.model import FastModel
@@ -35,6 +35,15 @@ SHAPES: dict[str, Any] = {
         num_attention_heads=28,
         num_key_value_heads=4,
         vocab_size=152_064,
+    ),
+    "qwen3-8b": lambda: Qwen3Config(
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151_936,
     ),
 }
 

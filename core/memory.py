@@ -97,6 +97,7 @@ class Memory(BaseModel):
     dequantized: int
     #: Float32 masters and, on the fast path, their copies in the compute type.
     adapters: int
+    #: On a GPU's fast path twice: a pass's and the step's.
     gradients: int
     optimizer: int
     #: What the blocks keep for the backward pass, and what one block's backward pass takes beside it.
@@ -143,7 +144,7 @@ def predict(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts, *, r
         "weights": weight_bytes(shape, setup.quantization, setup.value_bytes),
         "dequantized": _dequantized_bytes(shape, setup, resident=resident),
         "adapters": 4 * trained + _copy_bytes(shape, setup, resident=resident),
-        "gradients": 4 * trained,
+        "gradients": 4 * trained * (2 if setup.fast_path and setup.device == "cuda" else 1),
         "optimizer": int(_OPTIMIZER_BYTES[setup.optimizer] * trained),
         "activations": activations,
         "head": head,
@@ -221,6 +222,9 @@ def _kept(shape: ModelShape, setup: Setup, mode: Keep) -> float:
     attended = shape.query_size + (_extra(GROUPS[1], setup.lora) if setup.device == "cuda" else shape.query_size)
     attention = 2 * width + shape.query_size + 2 * shape.kv_size + attended + qkv + out + down
     scales = 4 * (2 + shape.heads)
+    if shape.head_norms:  # queries and keys before their norms as well
+        attention += shape.query_size + shape.kv_size
+        scales += 4 * (shape.heads + shape.kv_heads)
     return size * attention + scales + (size * (2 * mlp + gate_up) if mode == "all" else 0)
 
 

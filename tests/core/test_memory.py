@@ -70,7 +70,7 @@ def test_the_parts_sum_up():
     memory = predict(LLAMA_7B, SETUP, 8192, ALL)
     assert memory.total == sum(memory.model_dump().values())
     assert memory.allocated == memory.total - memory.overhead
-    assert (memory.gradients, memory.optimizer) == (4 * 39_976_960, 8 * 39_976_960)
+    assert (memory.gradients, memory.optimizer) == (2 * 4 * 39_976_960, 8 * 39_976_960)
 
 
 def test_keeping_less_takes_less():
@@ -90,4 +90,4 @@ def test_fewer_bits_of_optimizer_and_rank():
     small = Setup(LoraSpec(r=4), QuantizationSpec(), "adamw_8bit", value_bytes=2, device="cuda")
     memory = predict(LLAMA_7B, small, 4096, ALL)
     assert memory.optimizer == int(2.03125 * 9_994_240)
-    assert memory.gradients == 4 * 9_994_240
+    assert memory.gradients == 2 * 4 * 9_994_240

@@ -77,9 +77,9 @@ def test_off_the_fast_path_a_model_recomputes_all_or_nothing():
 
 
 def test_what_does_not_fit_is_said_with_the_nearest_that_would():
-    made = plan(6.4)
+    made = plan(6.55)
     assert (made.fits, made.nearest) == (False, {"hone.data.max_seq_length": 256})
-    assert "even one sample of 512 tokens at a time needs 6.5 GB" in made.reasons[0]
+    assert "even one sample of 512 tokens at a time needs 6.6 GB" in made.reasons[0]
     whole = make_spec(quantization=QuantizationSpec(type="none"))
     assert plan(10, whole).nearest == {"hone.quantization.type": "nf4"}
     never = make_spec(training=TrainingSpec(gradient_checkpointing=False))
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_said_with_the_nearest_that_would():
     assert plan(3).nearest is None
 
 
-@pytest.mark.parametrize("gigabytes", [6.35, 6.4])
+@pytest.mark.parametrize("gigabytes", [6.5, 6.55])
 def test_the_nearest_setting_does_fit(gigabytes):
     length = (plan(gigabytes).nearest or {}).get("hone.data.max_seq_length", 512)
     assert plan(gigabytes, lengths=SEED.cut(length)).fits

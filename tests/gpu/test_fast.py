@@ -1,16 +1,23 @@
 """The Triton kernels against plain torch, and the fast path against the eager one."""
 
+import random
 from itertools import accumulate
 
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from core.specs import LoraSpec
 from tests.worker.test_train import TRAINING, make_job, run
 from worker.environment import fast_fp8
 from worker.fast import attention, cudnn, ops, reference
 from worker.fast.attention import Row
+from worker.fast.graphs import Pass
+from worker.fast.model import FastModel
 from worker.protocol import Event, ExitCode
+from worker.sequences import IGNORED, collate
+from worker.trainer import add_adapter
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 
@@ -121,7 +128,7 @@ def test_adding_a_product(width, residual):
 @pytest.mark.parametrize(("heads", "size"), [(9, 64), (8, 128)])
 def test_attention_by_cudnn(heads, size, window):
     lengths = [5, 130, 1, 512, 64, 300]
-    row = Row(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), lengths)
+    row = Row(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), lengths, max(lengths))
     widths = [heads * size] * 3
 
     def split(x):
@@ -160,6 +167,42 @@ def test_cross_entropy(words):
     torch.testing.assert_close(hits, want_hits)
     torch.testing.assert_close(logits, copy)
     assert hits[0] == 1
+
+
+@pytest.mark.parametrize("fp8", [False, pytest.param(True, marks=pytest.mark.skipif(not fast_fp8(), reason="no fp8"))])
+@pytest.mark.parametrize("kind", ["own keys", "grouped keys", "head norms"])
+def test_a_replayed_pass_gives_what_the_kernels_one_by_one_give(kind, fp8):
+    shape = {
+        "vocab_size": 300,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4 if kind == "own keys" else 2,
+        "head_dim": 64,
+    }
+    base = Qwen3ForCausalLM(Qwen3Config(**shape)) if kind == "head norms" else LlamaForCausalLM(LlamaConfig(**shape))
+    model = add_adapter(base.to(torch.bfloat16), LoraSpec(dropout=0.0), name="shape", seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    fast = FastModel(model, fp8=fp8)
+    generator = random.Random(0)
+    for number in range(5):
+        rows = [[generator.randrange(300) for _ in range(length)] for length in (130 - 20 * number, 90, 21 + number)]
+        batch = collate([{"input_ids": ids, "labels": [IGNORED] * number + ids[number:]} for ids in rows])
+        batch = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+        want = fast._there_and_back(Pass.of(batch))
+        model.zero_grad()
+        loss, hits = fast.loss(batch)
+        (loss / 2).backward()
+        assert float(loss) == pytest.approx(float(want.loss), rel=2e-2 if fp8 else 5e-3)
+        assert abs(float(hits) - float(want.hits)) <= 2
+        found = torch.cat([parameter.grad.flatten() for parameter in fast._parameters])
+        wanted = torch.cat([gradient.flatten() for gradient in want.of_parameters]) / 2
+        assert torch.linalg.norm(found - wanted) < (0.2 if fp8 else 0.03) * torch.linalg.norm(wanted)
+    recorded = [one for one in fast._graphs._sizes.values() if one.graph is not None]
+    assert recorded, "no pass was recorded"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

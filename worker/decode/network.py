@@ -67,7 +67,7 @@ class Network:
         ids = self._tensor([token for prompt in prompts for token in prompt])
         places = self._tensor([place for length in lengths for place in range(length)])
         rows = self._tensor([slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)])
-        row = Row(self._tensor(bounds).to(torch.int32), lengths)
+        row = Row(self._tensor(bounds).to(torch.int32), lengths, max(lengths))
         at = Places(rows, places, max(lengths) - 1)
         x, tables = self._start(ids, places)
         for layer, part in zip(self._layers, cache, strict=True):

@@ -14,10 +14,14 @@ from worker.fast import cudnn
 
 @dataclass(frozen=True)
 class Row:
-    """Where the samples of a row lie: ``bounds`` [samples + 1] int32 on the device, ``lengths`` on the host."""
+    """Where the samples of a row lie: ``bounds`` [samples + 1] int32 on the device, ``lengths`` on the host.
+
+    No sample is longer than ``longest``. Samples may be empty.
+    """
 
     bounds: Tensor
     lengths: list[int]
+    longest: int
     #: What cuDNN wants to know of it, by the plan that asked.
     _ragged: dict[cudnn.Shape, cudnn.Ragged] = field(default_factory=dict)
 
@@ -48,7 +52,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, row: Row, window: int 
     # some 90 kB of scratch memory for each token of the longest sample times the samples.
     own_keys = q.shape[1] == k.shape[1]
     if q.is_cuda and own_keys and q.dtype == torch.bfloat16 and q.shape[2] in {64, 128} and cudnn.available(q.device):
-        shape = cudnn.shape_of(q, out, row.lengths, window)
+        shape = cudnn.shape_of(q, out, len(row.lengths), row.longest, window)
         return Attended(q, k, v, out, cudnn.forward(q, k, v, out, row.ragged(shape), shape))
     with torch.enable_grad():
         q, k, v = (part.detach().requires_grad_() for part in (q, k, v))
@@ -64,23 +68,22 @@ def backward(
     if of.stats is None:
         at_q, at_k, at_v = torch.autograd.grad(of.out, (of.q, of.k, of.v), grad)
         return at_q, at_k, at_v
-    shape = cudnn.shape_of(of.q, of.out, row.lengths, window)
+    shape = cudnn.shape_of(of.q, of.out, len(row.lengths), row.longest, window)
     cudnn.backward(grad, (of.q, of.k, of.v), of.out, of.stats, room, row.ragged(shape), shape)
     return room
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, row: Row, window: int | None) -> Tensor:
     """Attention of ``q`` [T, heads, head] on ``k`` and ``v`` [T, key heads, head], within samples and ``window``."""
-    longest = max(row.lengths)
-    window = window if window is not None and window < longest else None
+    window = window if window is not None and window < row.longest else None
     if q.is_cuda:
-        return _varlen()(q, k, v, row.bounds, longest, window)
+        return _varlen()(q, k, v, row.bounds, row.longest, window)
     return _by_sample(q, k, v, row, window)
 
 
 def _by_sample(q: Tensor, k: Tensor, v: Tensor, row: Row, window: int | None) -> Tensor:
     parts, first = [], 0
-    for length in row.lengths:
+    for length in filter(None, row.lengths):
         one_q, one_k, one_v = (x[None, first : first + length].transpose(1, 2) for x in (q, k, v))
         mask = None if window is None else _band(length, window, q.device)
         parts.append(scaled_dot_product_attention(one_q, one_k, one_v, mask, is_causal=mask is None, enable_gqa=True))

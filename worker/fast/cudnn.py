@@ -49,12 +49,11 @@ class Shape:
     dtype: torch.dtype
 
 
-def shape_of(q: Tensor, out: Tensor, lengths: list[int], window: int | None) -> Shape:
+def shape_of(q: Tensor, out: Tensor, samples: int, longest: int, window: int | None) -> Shape:
     """The plan that serves ``q`` [T, heads, head] with as many heads of keys, lying in rows of one width."""
-    longest = _up(max(lengths), _LONGEST)
     return Shape(
-        samples=_up(len(lengths), _SAMPLES),
-        longest=longest,
+        samples=_up(samples, _SAMPLES),
+        longest=_up(longest, _LONGEST),
         tokens=_up(len(q), _TOKENS),
         heads=q.shape[1],
         head=q.shape[2],
@@ -80,9 +79,8 @@ def ragged(bounds: Tensor, shape: Shape) -> Ragged:
     more = shape.samples + 1 - len(bounds)
     if more:
         bounds = torch.cat([bounds, bounds[-1:].expand(more)])
-    starts = bounds[:, None].long() * torch.tensor([shape.qkv, shape.out, shape.heads], device=bounds.device)
-    at_qkv, at_out, at_stats = starts.t().contiguous()
-    return Ragged(bounds.diff(), at_qkv, at_out, at_stats)
+    starts = bounds.long()
+    return Ragged(bounds.diff(), starts * shape.qkv, starts * shape.out, starts * shape.heads)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, places: Ragged, shape: Shape) -> Tensor:

@@ -80,7 +80,8 @@ def swiglu_forward(gate_up, gate_up_stride, out, out_stride, width, BLOCK: tl.co
     tl.store(out + row * out_stride + cols, g * tl.sigmoid(g) * u, mask)
 
 
-@triton.jit
+# One kernel for all row counts, multiples of 16 or not: compiling another one in mid-training takes a second.
+@triton.jit(do_not_specialize=["rows"])
 def swiglu_backward(
     grad, grad_stride, gate_up, gate_up_stride, inner, inner_stride, a, partial, rows, width,
     RANK: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -163,7 +164,7 @@ def quantize_rows(x, x_stride, out, scale, width, LARGEST: tl.constexpr, BLOCK: 
         tl.store(out + row * width + first + cols, (v / s).to(out.dtype.element_ty), first + cols < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def add_product(
     y, y_stride, left, left_stride, right, right_row, right_col, residual, residual_stride, out, out_stride,
     rows, width, RESIDUAL: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -184,9 +185,13 @@ def add_product(
 
 @triton.jit
 def cross_entropy(logits, stride, labels, losses, hits, width, BLOCK: tl.constexpr):
-    """Loss of each row and whether its largest logit is the label's; the row becomes its gradient."""
+    """Loss of each row and whether its largest logit is the label's; the row becomes its gradient.
+
+    A row whose label is negative has no loss, no hit and no gradient.
+    """
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)
+    counts = label >= 0
     start = logits + row * stride
     cols = tl.arange(0, BLOCK)
     top = -float("inf")
@@ -196,12 +201,12 @@ def cross_entropy(logits, stride, labels, losses, hits, width, BLOCK: tl.constex
         larger = tl.maximum(top, tl.max(v, 0))
         total = total * tl.exp(top - larger) + tl.sum(tl.exp(v - larger), 0)
         top = larger
-    right = tl.load(start + label).to(tl.float32)
-    tl.store(losses + row, top + tl.log(total) - right)
-    tl.store(hits + row, (right >= top).to(tl.float32))
+    right = tl.load(start + label, counts, 0.0).to(tl.float32)
+    tl.store(losses + row, tl.where(counts, top + tl.log(total) - right, 0.0))
+    tl.store(hits + row, (counts & (right >= top)).to(tl.float32))
     tl.debug_barrier()
     for first in range(0, width, BLOCK):
         mask = first + cols < width
         v = tl.load(start + first + cols, mask, -float("inf")).to(tl.float32)
         p = tl.exp(v - top) / total - tl.where(first + cols == label, 1.0, 0.0)
-        tl.store(start + first + cols, p, mask)
+        tl.store(start + first + cols, tl.where(counts, p, 0.0), mask)

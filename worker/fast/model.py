@@ -1,6 +1,7 @@
 """A causal language model of the Llama family, with its adapters, on the fast path."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from worker.fast import ops
-from worker.fast.attention import Row
+from worker.fast import graphs, ops
 from worker.fast.block import Block, Keep, Kept
 from worker.fast.fp8 import Fp8Weights
+from worker.fast.graphs import Gradients, Graphs, Pass
 from worker.fast.lora import Weights, refresh
 from worker.fast.loss import linear_cross_entropy
 
@@ -34,6 +35,8 @@ def uncovered_kind(config: Any, *, dropout: float = 0.0) -> str | None:
         return "dropout on the adapters' inputs is not covered"
     if getattr(config, "mlp_bias", False) or config.hidden_act != "silu":
         return "its MLP is not Llama's"
+    if len(set(getattr(config, "layer_types", None) or ())) > 1:
+        return "its layers differ in their attention's window"
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if config.hidden_size % 64 or config.intermediate_size % 64 or head not in (16, 32, 64, 128, 256):
         return "its widths are no multiples of 64, or its heads no power of 2"
@@ -61,6 +64,8 @@ class FastModel:
         self._groups = [group for block in self.blocks for group in block.groups]
         self._parameters = [p for block in self.blocks for p in block.parameters]
         self.keep(keep)
+        device = self._head.device
+        self._graphs = Graphs(self._there_and_back, self._parameters, device) if device.type == "cuda" else None
 
     def keep(self, what: Keep | Sequence[Keep]) -> None:
         """What each block keeps for its backward pass: one word for all, or one for each."""
@@ -73,75 +78,90 @@ class FastModel:
 
         ``batch`` is what ``worker.sequences.collate`` makes, on the model's device.
         """
+        one = Pass.of(batch)
         with torch.autocast(self._head.device.type, enabled=False):
-            loss, hits = _Pass.apply(self, batch, torch.is_grad_enabled(), *self._parameters)  # type: ignore[no-untyped-call]
+            if torch.is_grad_enabled():
+                loss, hits = _Trained.apply(self, one, *self._parameters)  # type: ignore[no-untyped-call]
+            else:
+                loss, hits = self._validate(one)
         return loss, hits
 
-    def forward(self, batch: dict[str, Any], *, backward: bool) -> tuple[Tensor, Tensor, "_Left | None"]:
-        """As ``loss``, outside autograd; with ``backward`` also what that needs."""
-        refresh(self._groups)
-        row = Row(batch["bounds"], batch["lengths"])
-        x = self._backbone.embed_tokens(batch["input_ids"])
-        cos, sin = (table[0].contiguous() for table in self._backbone.rotary_emb(x, batch["position_ids"]))
-        x, kept = x[0], []
-        for block in self.blocks:
-            # After the last block only what predicts a trained token counts.
-            rows = batch["trained"] if block is self.blocks[-1] else None
-            x, one = block.forward(x, cos, sin, row, rows)
-            if backward:
-                kept.append(one)
-            del one
-        norm, last = self._backbone.norm, x
-        hidden = torch.empty_like(last)
-        scale = ops.rms_norm_forward(last, norm.weight, norm.variance_epsilon, hidden)
-        loss, hits, at_hidden = linear_cross_entropy(hidden, self._head, batch["targets"], backward=backward)
-        if at_hidden is None:
-            return loss, hits, None
-        return loss, hits, _Left(kept, last, scale, at_hidden, cos, sin, row)
+    def train(self, one: Pass) -> Gradients:
+        """Loss, hits and the adapters' gradients, outside autograd. The next call may overwrite the gradients."""
+        if self._graphs is None:
+            return self._there_and_back(one)
+        if one.input_ids.numel() > graphs.LARGEST:
+            with self._graphs.inside():
+                return self._there_and_back(one)
+        return self._graphs(one)
 
-    def backward(self, factor: Tensor, left: "_Left") -> list[Tensor]:
-        """Gradients of the adapters, in the blocks' order, for a loss of which the sum is taken ``factor`` times."""
-        at_hidden = left.at_hidden * factor.to(left.at_hidden.dtype)
-        grad, _ = ops.rms_norm_backward(at_hidden, left.last, self._backbone.norm.weight, left.scale, None)
+    def _validate(self, one: Pass) -> tuple[Tensor, Tensor]:
+        with self._graphs.inside() if self._graphs is not None else nullcontext():
+            end = self._forward(one, None)
+            loss, hits, _ = linear_cross_entropy(end.hidden, self._head, one.targets, backward=False)
+        return loss, hits
+
+    def _there_and_back(self, one: Pass) -> Gradients:
+        kept: list[Kept] = []
+        end = self._forward(one, kept)
+        loss, hits, at_hidden = linear_cross_entropy(end.hidden, self._head, one.targets, backward=True)
+        assert at_hidden is not None
+        norm = self._backbone.norm
+        grad, _ = ops.rms_norm_backward(at_hidden, end.last, norm.weight, end.scale, None)
+        del at_hidden
         gradients: list[list[Tensor]] = []
         for number in reversed(range(len(self.blocks))):
             at_x, of_block = self.blocks[number].backward(
-                grad, left.kept.pop(), left.cos, left.sin, left.row, first=number == 0
+                grad, kept.pop(), end.cos, end.sin, one.row, first=number == 0
             )
             gradients.append(of_block)
             if at_x is not None:
                 grad = at_x
-        return [one for of_block in reversed(gradients) for one in of_block]
+        return Gradients(loss, hits, [one for of_block in reversed(gradients) for one in of_block])
+
+    def _forward(self, one: Pass, kept: list[Kept] | None) -> "_End":
+        """Through the blocks and the last norm; ``kept`` receives what the backward pass needs."""
+        refresh(self._groups)
+        x = self._backbone.embed_tokens(one.input_ids)
+        cos, sin = (table[0].contiguous() for table in self._backbone.rotary_emb(x, one.position_ids))
+        x = x[0]
+        for block in self.blocks:
+            # After the last block only what predicts a trained token counts.
+            rows = one.trained if block is self.blocks[-1] else None
+            x, of_block = block.forward(x, cos, sin, one.row, rows)
+            if kept is not None:
+                kept.append(of_block)
+            del of_block
+        norm, hidden = self._backbone.norm, torch.empty_like(x)
+        scale = ops.rms_norm_forward(x, norm.weight, norm.variance_epsilon, hidden)
+        return _End(hidden, x, scale, cos, sin)
 
 
 @dataclass
-class _Left:
-    """What a forward pass leaves for the backward pass: each block's, and the head's."""
+class _End:
+    """Where a forward pass ends: the last norm's output, input and scales; and the rotations' tables."""
 
-    kept: list[Kept]
+    hidden: Tensor
     last: Tensor
     scale: Tensor
-    at_hidden: Tensor
     cos: Tensor
     sin: Tensor
-    row: Row
 
 
-class _Pass(torch.autograd.Function):
-    """A pass through the model as one node of autograd's graph; ``parameters`` are there for autograd to see."""
+class _Trained(torch.autograd.Function):
+    """A pass through the model as one node of autograd's graph; ``parameters`` are there for autograd to see.
+
+    The gradients are made with the loss, as in worker.fast.loss, and only scaled backward.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, model: FastModel, batch: dict[str, Any], backward: bool, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        loss, hits, ctx.left = model.forward(batch, backward=backward)
-        ctx.model = model
-        ctx.mark_non_differentiable(hits)
-        return loss, hits
+    def forward(ctx: Any, model: FastModel, one: Pass, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        found = model.train(one)
+        ctx.gradients = found.of_parameters
+        ctx.mark_non_differentiable(found.hits)
+        return found.loss, found.hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        model, left = ctx.model, ctx.left
-        ctx.left = None
-        with torch.no_grad(), torch.autocast(grads[0].device.type, enabled=False):
-            return (None, None, None, *model.backward(grads[0], left))
+        gradients, ctx.gradients = ctx.gradients, None
+        return (None, None, *torch._foreach_mul(gradients, grads[0].to(gradients[0].dtype)))

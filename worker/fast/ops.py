@@ -14,7 +14,7 @@ _COLUMNS = 1024
 #: Quantization blocks of 64 weights in one program.
 _BLOCKS = 64
 #: Rows and columns that one pass of SwiGLU's backward program takes, and the rows of all its passes.
-_TILE, _CHUNK = (32, 128), 512
+_TILE, _CHUNK = (64, 64), 512
 #: Rows and columns of one program that adds a product.
 _ADDED = (64, 128)
 
@@ -134,6 +134,7 @@ def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor, a: Tensor) ->
         ROWS=_TILE[0],
         COLUMNS=_TILE[1],
         num_warps=4,
+        num_stages=2,
     )
     return partial.sum(0)
 
@@ -213,7 +214,10 @@ def add_product(y: Tensor, left: Tensor, right: Tensor, residual: Tensor | None,
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses [T] and hits [T] (1 where the largest logit is the label's); ``logits`` [T, V] becomes their gradient."""
+    """Losses [T] and hits [T] (1 where the largest logit is the label's); ``logits`` [T, V] becomes their gradient.
+
+    A row whose label is negative counts for nothing.
+    """
     if not logits.is_cuda:
         return reference.cross_entropy_(logits, labels)
     from worker.fast import kernels  # noqa: PLC0415

@@ -95,9 +95,10 @@ def add_product(y: Tensor, left: Tensor, right: Tensor, residual: Tensor | None,
 def cross_entropy_(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """As ``ops.cross_entropy_``."""
     precise = _precise(logits)
-    losses = torch.nn.functional.cross_entropy(precise, labels, reduction="none")
+    counts = labels >= 0
+    losses = torch.nn.functional.cross_entropy(precise, labels.clamp(min=0), reduction="none") * counts
     hits = (logits.argmax(-1) == labels).to(losses.dtype)
     gradient = torch.softmax(precise, -1)
-    gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
-    logits.copy_(gradient)
+    gradient[torch.arange(len(labels), device=labels.device), labels.clamp(min=0)] -= 1
+    logits.copy_(gradient * counts[:, None])
     return losses, hits

@@ -14,8 +14,11 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
+from worker.fast.graphs import Filled, Pass, Size
 from worker.fast.model import FastModel, uncovered
 from worker.sequences import IGNORED, collate
 
@@ -32,6 +35,8 @@ MODELS = {
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
     "window": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)),
     "biases": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "all biases": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)),
+    "head norms": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32)),
 }
 
 
@@ -42,6 +47,8 @@ def adapted(model: torch.nn.Module, **options: object) -> PeftModel:
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name or "bias" in name:
             parameter.data.normal_(std=0.1)
+        elif "q_norm" in name or "k_norm" in name:
+            parameter.data.normal_(mean=1.0, std=0.2)
     return wrapped
 
 
@@ -143,6 +150,8 @@ def test_what_is_not_covered_is_said() -> None:
     assert "gpt2" in (uncovered(other) or "")
     odd = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "hidden_size": 48}))
     assert "multiples of 64" in (uncovered(adapted(odd)) or "")
+    mixed = Qwen3ForCausalLM(Qwen3Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1))
+    assert "window" in (uncovered(adapted(mixed)) or "")
 
 
 def four_bit(kind: str) -> PeftModel:
@@ -167,10 +176,43 @@ def passed(model: PeftModel, **options: object) -> tuple[Tensor, Tensor]:
     return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients(model).values()])
 
 
-@pytest.mark.parametrize("kind", ["llama", "biases"])
+@pytest.mark.parametrize("kind", ["llama", "biases", "all biases"])
 def test_eight_bits_stay_near(kind: str) -> None:
     model = four_bit(kind)
     loss, gradient = passed(model)
     near_loss, near = passed(model, fp8=True)
     assert 0 < abs(near_loss - loss) < 0.01 * loss
     assert 1e-4 < torch.linalg.norm(near - gradient) / torch.linalg.norm(gradient) < 0.1
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_pass_that_is_filled_up_gives_what_it_gave(kind: str) -> None:
+    model = adapted(MODELS[kind]()).double()
+    fast, one = FastModel(model), Pass.of(collate(samples()))
+    want = fast.train(one)
+    filled = Filled(Size.of(one), torch.device("cpu"))
+    found = fast.train(filled.take(one))
+    torch.testing.assert_close(found.loss, want.loss)
+    assert found.hits == want.hits
+    torch.testing.assert_close(found.of_parameters, want.of_parameters)
+
+
+def test_a_filled_pass_holds_nothing_of_the_one_before() -> None:
+    model = adapted(MODELS["llama"]()).double()
+    fast, (long, short) = FastModel(model), (Pass.of(collate(samples()[:2])), Pass.of(collate(samples()[2:])))
+    assert Size.of(long) == Size.of(short)
+    filled = Filled(Size.of(long), torch.device("cpu"))
+    fast.train(filled.take(long))
+    found, want = fast.train(filled.take(short)), fast.train(short)
+    torch.testing.assert_close(found.loss, want.loss)
+    torch.testing.assert_close(found.of_parameters, want.of_parameters)
+
+
+@pytest.mark.parametrize("tokens", [1, 127, 128, 129, 3300])
+def test_a_size_has_room_for_one_more_token_and_sample(tokens: int) -> None:
+    rows = [{"input_ids": [7] * tokens, "labels": [7] * tokens}] * 32
+    size = Size.of(one := Pass.of(collate(rows)))
+    assert size.tokens > one.input_ids.numel()
+    assert size.samples > 32
+    assert size.longest >= tokens
+    assert size.trained >= len(one.targets)

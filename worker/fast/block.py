@@ -25,6 +25,8 @@ class Saved:
     attended: Attended
     hidden_o: Tensor
     middle: Tensor
+    #: Queries and keys before their norms [T * heads, head], each with its rows' scales; empty where there are none.
+    heads: list[tuple[Tensor, Tensor]]
     scale_2: Tensor | None = None
     gate_up: Tensor | None = None
     hidden_gate_up: Tensor | None = None
@@ -48,6 +50,8 @@ class Block:
         mixer, mlp = layer.self_attn, layer.mlp
         self._norm_1: Any = layer.input_layernorm
         self._norm_2: Any = layer.post_attention_layernorm
+        #: Of each head's queries and keys: Qwen3 has them.
+        self._head_norms: list[Any] = [mixer.q_norm, mixer.k_norm] if hasattr(mixer, "q_norm") else []  # type: ignore
         self.qkv = Group("qkv", [mixer.q_proj, mixer.k_proj, mixer.v_proj], dtype)  # type: ignore
         self.o = Group("o", [mixer.o_proj], dtype)  # type: ignore
         self.gate_up = Group("gate_up", [mlp.gate_proj, mlp.up_proj], dtype)  # type: ignore
@@ -82,8 +86,7 @@ class Block:
         qkv = self._weights.forward(self.qkv, normed)
         hidden_qkv = self.qkv.hidden(normed)
         del normed
-        rotated = qkv[:, : self.qkv.outs[0] + self.qkv.outs[1]]
-        ops.rotate(rotated, rotated, cos, sin)
+        heads = self._rotate(qkv, cos, sin)
         inside = self.o.input(len(x))
         attended = attention.forward(
             *self._heads(qkv), self._by_head(inside[:, : self.o.in_features]), row, self._window
@@ -92,7 +95,20 @@ class Block:
         if rows is not None:
             inside, residual = inside.index_select(0, rows), x.index_select(0, rows)
         middle = self._weights.forward(self.o, inside, residual)
-        return Saved(x, scale_1, hidden_qkv, attended, self.o.hidden(inside), middle)
+        return Saved(x, scale_1, hidden_qkv, attended, self.o.hidden(inside), middle, heads)
+
+    def _rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Rotate q and k where they lie, normalized by head where the model does that; returns what the norms read."""
+        if not self._head_norms:
+            rotated = qkv[:, : self.qkv.outs[0] + self.qkv.outs[1]]
+            ops.rotate(rotated, rotated, cos, sin)
+        kept = []
+        for norm, part in zip(self._head_norms, torch.split(qkv, self.qkv.outs, 1), strict=False):  # not for v
+            before = part.clone(memory_format=torch.contiguous_format).view(-1, self._head)
+            normed = torch.empty_like(before)
+            kept.append((before, ops.rms_norm_forward(before, norm.weight, norm.variance_epsilon, normed)))
+            ops.rotate(normed.view(len(qkv), -1), part, cos, sin)
+        return kept
 
     def _gate_up(self, saved: Saved) -> None:
         normed, saved.scale_2 = self._norm(self._norm_2, saved.middle, self.gate_up)
@@ -145,7 +161,7 @@ class Block:
             grad = torch.zeros_like(saved.x).index_copy_(0, rows, grad)
             room = self.o.input(len(saved.x))[:, : self.o.in_features].zero_()
             at_attended = room.index_copy_(0, rows, at_attended)
-        at_qkv = self._through_attention(at_attended, saved.attended, cos, sin, row)
+        at_qkv = self._through_attention(at_attended, saved, cos, sin, row)
         del at_attended, at_inner, attended
 
         # q, k and v, and the norm before them.
@@ -191,19 +207,24 @@ class Block:
         saved.gate_up = None
         return grad, of_gate_up, of_down
 
-    def _through_attention(self, grad: Tensor, of: Attended, cos: Tensor, sin: Tensor, row: Row) -> Tensor:
-        """Gradient at q, k and v side by side [T, …], before their rotation."""
+    def _through_attention(self, grad: Tensor, saved: Saved, cos: Tensor, sin: Tensor, row: Row) -> Tensor:
+        """Gradient at q, k and v side by side [T, …], before their norms and rotation."""
         out = grad.new_empty(len(grad), self.qkv.out_features)
         room = self._heads(out)
-        at_q, at_k, at_v = attention.backward(self._by_head(grad), of, room, row, self._window)
-        if at_q is room[0]:
+        at_q, at_k, at_v = attention.backward(self._by_head(grad), saved.attended, room, row, self._window)
+        if at_q is room[0] and not self._head_norms:
             rotated = out[:, : self.qkv.outs[0] + self.qkv.outs[1]]
             ops.rotate(rotated, rotated, cos, sin, back=True)
             return out
         q, k, v = torch.split(out, self.qkv.outs, 1)
         ops.rotate(at_q.flatten(1), q, cos, sin, back=True)
         ops.rotate(at_k.flatten(1), k, cos, sin, back=True)
-        v.copy_(at_v.flatten(1))
+        if at_v is not room[2]:
+            v.copy_(at_v.flatten(1))
+        for norm, part, (before, scale) in zip(self._head_norms, (q, k)[: len(saved.heads)], saved.heads, strict=True):
+            at_normed = part.reshape(-1, self._head)
+            at_before, _ = ops.rms_norm_backward(at_normed, before, norm.weight, scale, None)
+            part.copy_(at_before.view(part.shape))
         return out
 
 

@@ -34,9 +34,10 @@ class Fp8Weights:
         group.fill_inner(x)
         kept = self._of(group)
         out = ops.scaled_mm(*ops.quantize_rows(x[:, : group.in_features]), *kept.by_out)
-        if residual is None and group.bias is not None:
-            residual = group.bias.expand_as(out)
-        return ops.add_product(out, x[:, group.in_features :], kept.b, residual, out)
+        more = group.with_bias(residual)
+        if more is not None:
+            more = more.expand_as(out)
+        return ops.add_product(out, x[:, group.in_features :], kept.b, more, out)
 
     def at_input(self, group: Group, grad: Tensor, *, apart: bool = False) -> tuple[Tensor, Tensor]:
         """As there."""

@@ -107,6 +107,12 @@ class Group:
                 columns = slice(first + one.column, first + one.column + one.rank)
                 self._b[number] = weights[one.row : one.row + len(one.b), columns].copy_(b)
 
+    def with_bias(self, residual: Tensor | None) -> Tensor | None:
+        """What is added to the product: the bias [out], the residual [T, out], or both."""
+        if residual is None or self.bias is None:
+            return self.bias if residual is None else residual
+        return residual + self.bias
+
     def fill_inner(self, x: Tensor) -> None:
         """Fill the adapters' columns of ``x`` [T, in + extra] from the others."""
         if self.extra:
@@ -179,11 +185,8 @@ class Weights:
         """``x`` [T, in + extra] with its first columns filled; the rest is filled here. Returns [T, out]."""
         group.fill_inner(x)
         weights = self._of(group)
-        if residual is not None:
-            return torch.addmm(residual, x, weights.t())
-        if group.bias is not None:
-            return torch.addmm(group.bias, x, weights.t())
-        return torch.mm(x, weights.t())
+        more = group.with_bias(residual)
+        return torch.mm(x, weights.t()) if more is None else torch.addmm(more, x, weights.t())
 
     def at_input(self, group: Group, grad: Tensor, *, apart: bool = False) -> tuple[Tensor, Tensor]:
         """Gradients at the input [T, in] and at the adapters' columns [T, extra], for one at the output [T, out].

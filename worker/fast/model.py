@@ -16,8 +16,8 @@ from worker.fast.graphs import Gradients, Graphs, Pass
 from worker.fast.lora import Weights, refresh
 from worker.fast.loss import linear_cross_entropy
 
-#: Kinds of models whose blocks are Llama's: two RMS norms, rotary positions, SwiGLU.
-_FAMILY = ("llama", "mistral", "qwen2")
+#: Kinds of models whose blocks are Llama's: two RMS norms, rotary positions, SwiGLU. Qwen3 adds norms of its heads.
+_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def uncovered(model: PeftModel) -> str | None:

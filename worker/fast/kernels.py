@@ -172,10 +172,12 @@ def add_product(
     """``y`` plus ``left`` [rows, INNER] @ ``right`` [width, INNER]^T, plus ``residual``, to ``out``."""
     cols = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    inner = tl.arange(0, INNER)
-    a = tl.load(left + row[:, None] * left_stride + inner[None, :], (row < rows)[:, None], 0.0)
-    b = tl.load(right + cols[None, :] * right_row + inner[:, None] * right_col, (cols < width)[None, :], 0.0)
-    total = tl.dot(a, b, input_precision="ieee")
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for first in range(0, INNER, 64):  # all at once would not fit into shared memory from rank 256 on
+        inner = first + tl.arange(0, 64)
+        a = tl.load(left + row[:, None] * left_stride + inner[None, :], (row < rows)[:, None], 0.0)
+        b = tl.load(right + cols[None, :] * right_row + inner[:, None] * right_col, (cols < width)[None, :], 0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
     mask = (row < rows)[:, None] & (cols < width)[None, :]
     total += tl.load(y + row[:, None] * y_stride + cols[None, :], mask, 0.0).to(tl.float32)
     if RESIDUAL:

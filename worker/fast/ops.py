@@ -13,8 +13,8 @@ from worker.fast import reference
 _COLUMNS = 1024
 #: Quantization blocks of 64 weights in one program.
 _BLOCKS = 64
-#: Rows and columns that one pass of SwiGLU's backward program takes, and the rows of all its passes.
-_TILE, _CHUNK = (64, 64), 512
+#: Rows that one pass of SwiGLU's backward program takes up to rank 64 and above, its columns, the rows of all passes.
+_ROWS, _TILE, _CHUNK = (64, 32), 64, 512
 #: Rows and columns of one program that adds a product.
 _ADDED = (64, 128)
 
@@ -127,12 +127,12 @@ def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor, a: Tensor) ->
         raise ValueError(f"{extra} columns; a power of 2 from 16 on is needed")
     chunks = -(-rows // _CHUNK)
     partial = torch.empty(chunks, rank, width, dtype=torch.float32, device=grad.device)
-    kernels.swiglu_backward[(-(-width // _TILE[1]), chunks)](
+    kernels.swiglu_backward[(-(-width // _TILE), chunks)](
         *(grad, grad.stride(0), gate_up, gate_up.stride(0), inner, inner.stride(0), a, partial, rows, width),
         RANK=rank,
         CHUNK=_CHUNK,
-        ROWS=_TILE[0],
-        COLUMNS=_TILE[1],
+        ROWS=_ROWS[rank > 64],
+        COLUMNS=_TILE,
         num_warps=4,
         num_stages=2,
     )

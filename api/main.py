@@ -110,7 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     on_files = (files, preflight, multipart_uploads)
     on_jobs = (jobs, estimates, permissions, graders, models)
-    for part in (health, *on_files, *on_jobs, eval_runs, evals, webhooks):
+    for part in (*on_jobs, *on_files, health, eval_runs, evals, webhooks):  # what is polled comes first
         app.include_router(part.router)
     dashboard.install(app)
     return app

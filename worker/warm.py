@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from worker import train
 from worker.base_models import FRESH, Wanted
+from worker.environment import return_free_memory
 from worker.host import IDLE, Order
 from worker.progress import StopRequest
 from worker.protocol import ExitCode, take_stdout
@@ -83,6 +84,7 @@ def seal(model: PreTrainedModel) -> list[tuple[Any, ...]]:
 def free_memory() -> None:
     """Return what no object holds any more."""
     gc.collect()
+    return_free_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -41,7 +41,7 @@ from worker.environment import (
 from worker.gpu_lock import hold_gpu
 from worker.model_report import model_report
 from worker.progress import ProgressCallback, StopCallback, StopRequest
-from worker.prompts import encode_sample
+from worker.prompts import encode_samples
 from worker.protocol import Done, Event, ExitCode, LineWriter, Started, TrainingInput
 from worker.sequences import read_file
 from worker.trainer import adapters_kept, add_adapter, shared_arguments, use_one_gpu
@@ -81,22 +81,25 @@ def encode_pairs(
     samples: Sequence[Sample], template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
 ) -> list[Pair]:
     """Each sample's two conversations as tokens. Raises TrainingError when the samples are no preferences."""
+    conversations = [one for sample in samples for one in (sample, _other(sample))]
+    encoded = encode_samples(conversations, template, tokenizer, system_prompt)
     pairs = []
-    for sample in samples:
-        if sample.rejected is None:
-            raise TrainingError(
-                f"The file's format is '{sample.format}', and DPO needs pairs of answers: 'input', 'preferred_output' "
-                "and 'non_preferred_output'.",
-                code="wrong_format",
-                param="training_file",
-            )
-        other = replace(sample, messages=(*sample.messages[:-1], sample.rejected))
-        chosen = encode_sample(sample, template, tokenizer, system_prompt)
-        rejected = encode_sample(other, template, tokenizer, system_prompt)
+    for chosen, rejected in zip(encoded, encoded, strict=True):  # two at a time
         start = chosen.trained.index(True)
         pairs.append(Pair(chosen.input_ids[:start], chosen.input_ids[start:], rejected.input_ids[start:]))
-        pulse.beat()
     return pairs
+
+
+def _other(sample: Sample) -> Sample:
+    """The conversation with the answer that is not preferred."""
+    if sample.rejected is None:
+        raise TrainingError(
+            f"The file's format is '{sample.format}', and DPO needs pairs of answers: 'input', 'preferred_output' "
+            "and 'non_preferred_output'.",
+            code="wrong_format",
+            param="training_file",
+        )
+    return replace(sample, messages=(*sample.messages[:-1], sample.rejected))
 
 
 def to_dataset(pairs: Sequence[Pair], max_seq_length: int) -> Dataset:

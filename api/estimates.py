@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from api.base_cards import BaseCards
@@ -21,8 +21,9 @@ from core.card_making import NoCardError
 from core.catalogue import find_base_model
 from core.dataset import DatasetReport, Sample, numbered_samples
 from core.errors import InvalidRequestError, TrainingError
-from core.estimate import Data, Measured, Worker, estimate, from_characters, other_seconds
-from core.preflight import Profile, conversations
+from core.estimate import Data, Worker, estimate, from_characters
+from core.estimate_time import Measured, Method, measured_job
+from core.preflight import Profile, conversations, longest_first
 from core.prompts import encode_sample
 from core.resolve import Resolved
 from core.specs import FineTuneSpec
@@ -37,8 +38,8 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_cl
 _SAMPLES = 400
 #: A worker that was not seen for so many seconds is told as gone; its machine still counts.
 _ALIVE_SECONDS = 120
-#: Finished jobs that speeds are taken from.
-_JOBS = 5
+#: Finished jobs that speeds are taken from, of each way to train; and how many are looked at for them.
+_JOBS, _LOOKED_AT = 5, 20
 #: Steps that are left out at a job's start: kernels are compiled in the first.
 _WARM_UP = 2
 
@@ -72,12 +73,14 @@ def estimate_job(body: FineTuneRequest, project_id: CurrentProject, parts: Parts
         validation = _validation(session, project_id, spec)
         row = _preflight(session, parts.cards, file, spec)
         workers, measured = known_workers(session), measured_jobs(session, spec.model, spec.hone.training.gpus)
+        loaded = base_loaded(session, spec, parts.settings.warm_seconds)
     try:
         tokenizer: CardTokenizer | None = parts.cards.get(spec.model)
     except NoCardError:
         tokenizer = None
     data = read_data(parts, file, row, tokenizer, spec, validation)
-    return Estimate(**estimate(spec, data, tokenizer.card if tokenizer else None, workers, measured))
+    card = tokenizer.card if tokenizer else None
+    return Estimate(**estimate(spec, data, card, workers, measured, base_loaded=loaded))
 
 
 def refuse_unfit(session: Session, parts: Parts, project_id: str, spec: FineTuneSpec) -> None:
@@ -156,7 +159,7 @@ def read_data(
             found_here = [
                 encode_sample(one, chosen, tokenizer, spec.hone.data.system_prompt) for one in conversations(sample)
             ]
-            profile.add(max(found_here, key=lambda encoded: len(encoded.input_ids)))
+            profile.add(*longest_first(found_here))
         except TrainingError as error:
             raise InvalidRequestError(error.message, param=error.param, code=error.code) from None
     whole = len(first) < _SAMPLES
@@ -184,31 +187,55 @@ def measured_jobs(session: Session, model: str, gpus: int) -> dict[str, list[Mea
     ended = (Job.kind == JobKind.FINE_TUNE, Job.status == JobStatus.SUCCEEDED)
     query = select(Job).where(*ended, Job.model == model, Job.gpus == gpus)
     found: dict[str, list[Measured]] = defaultdict(list)
-    for job in session.scalars(query.order_by(Job.id.desc()).limit(_JOBS)):
+    alike: Counter[tuple[Any, ...]] = Counter()
+    for job in session.scalars(query.order_by(Job.id.desc()).limit(_LOOKED_AT)):
         if (measured := _measured(session, job)) is not None:
             hardware = (job.report or {})["hardware"]
-            found[hardware.get("gpu") or hardware["processor"]].append(measured)
+            name = hardware.get("gpu") or hardware["processor"]
+            alike[kind := (name, measured.method, measured.precision, measured.fast_path)] += 1
+            if alike[kind] <= _JOBS:
+                found[name].append(measured)
     return found
 
 
 def _measured(session: Session, job: Job) -> Measured | None:
-    """None for a preference job, one that went on from a checkpoint (seconds of some tokens only), and an old one."""
+    """None for a job that went on from a checkpoint (seconds of some tokens only), and for an old one."""
     report = job.report or {}
-    if (
-        job.attempt > 1
-        or job.spec.get("dpo")
-        or not job.resolved
-        or not {"hardware", "dataset", "run"} <= report.keys()
-    ):
+    if job.attempt > 1 or not job.resolved or not {"hardware", "dataset", "run"} <= report.keys():
         return None
     steps = select(StepMetric.tokens_per_second).where(StepMetric.job_id == job.id, StepMetric.step > 0)
     speeds = [speed for speed in session.scalars(steps.order_by(StepMetric.step)) if speed]
     if not speeds:
         return None
-    speed = statistics.harmonic_mean(speeds[_WARM_UP:] or speeds)
-    tokens = int(job.trained_tokens or 0)
     try:
         resolved = Resolved.model_validate(job.resolved)
     except ValidationError:  # written by an earlier version, whose settings lacked what came later
         return None
-    return Measured(speed, other_seconds(resolved, report, speed, tokens), tokens)
+    method: Method = "dpo" if job.spec.get("dpo") else "supervised"
+    speed = statistics.harmonic_mean(speeds[_WARM_UP:] or speeds)
+    return measured_job(resolved, report, method, speed, int(job.trained_tokens or 0))
+
+
+def base_loaded(session: Session, spec: FineTuneSpec, warm_seconds: float) -> bool | None:
+    """Whether the worker that takes the job has its base in memory (worker.host); None where that depends on which.
+
+    A worker keeps the base of its last job while nothing else comes, for ``warm_seconds``.
+    """
+    if spec.hone.training.gpus > 1 or not warm_seconds:
+        return False
+    now = session.scalar(select(db_now())) or 0.0
+    recent = or_(Job.status == JobStatus.RUNNING, Job.finished_at > now - warm_seconds)
+    jobs = list(session.scalars(select(Job).where(recent, Job.started_at.is_not(None)).order_by(Job.started_at)))
+    if not any(_same_base(job, spec) for job in jobs):
+        return False
+    alive = session.scalar(select(func.count()).where(WorkerRow.seen_at > now - _ALIVE_SECONDS))
+    return _same_base(jobs[-1], spec) if alive == 1 else None
+
+
+def _same_base(job: Job, spec: FineTuneSpec) -> bool:
+    """Whether a job leaves the base in memory as ``spec`` wants it."""
+    if job.kind != JobKind.FINE_TUNE or job.gpus > 1 or job.status not in {JobStatus.RUNNING, JobStatus.SUCCEEDED}:
+        return False
+    theirs = FineTuneSpec.model_validate(job.spec)
+    wanted = [(one.model, one.hone.quantization, one.hone.training.precision) for one in (theirs, spec)]
+    return wanted[0] == wanted[1]

@@ -1,17 +1,17 @@
-"""What a fine-tune will take: steps, tokens, memory by part, where it fits, and how long it takes.
+"""What a fine-tune will take: steps, tokens, memory by part, where it fits, and how long it takes (estimate_time).
 
 Pure arithmetic on what a preflight counted, on the base model's card, on what workers told of themselves, and on what
 earlier jobs measured.
 """
 
 import math
-import statistics
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from core.base_card import BaseCard
 from core.errors import InvalidRequestError
+from core.estimate_time import Measured, Task, tell_time
 from core.memory import Device, weights_by_bits
 from core.plan import gigabytes
 from core.preflight import Profile
@@ -26,26 +26,6 @@ Basis = Literal["preflight", "sample", "characters"]
 CHARACTERS_A_TOKEN = 3.2
 #: What is assumed while no worker has told of itself: a card as many have.
 _ASSUMED_GPU = 24 * 10**9
-#: A forward pass alone is so many times as fast as a training step.
-_VALIDATION_SPEED = 2.5
-#: Tokens a second times parameters of a training step, before anything was measured here. An H100 trains Llama-2-7B's
-#: shape at 18,900 tokens/s; two AVX2 cores SmolLM2-135M at 60 to 150.
-_PRIOR = {"cuda": 18_900 * 6.7e9, "cpu": 100 * 1.35e8}
-#: An H100's share of that by other cards, from their tensor throughput in bfloat16; the first name that matches.
-_CARDS = {
-    "H200": 1.0, "H100": 1.0, "B200": 2.0, "A100": 0.32, "L40": 0.36, "4090": 0.33, "5090": 0.42, "A6000": 0.16,
-    "A10": 0.13, "L4": 0.12, "T4": 0.03, "3090": 0.14,
-}  # fmt: skip
-#: Small models are bound by launches: SmolLM2-135M reached 31,500 on an H100.
-_MOST_PRIOR = 31_500
-#: What each further GPU of a job adds to the speed, before it was measured.
-_ANOTHER_GPU = 0.85
-#: How far off the first guess may be, either way; and how far what was measured here, for jobs of another size.
-_PRIOR_SPREAD = 2.5
-_MEASURED_SPREAD = 1.12
-#: Seconds to read a base model, a gigabyte, and to start Python with torch.
-_LOAD_A_GB = 4.0
-_START = 12.0
 
 
 @dataclass(frozen=True)
@@ -74,21 +54,16 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One earlier job: tokens a second of its steps, and the seconds of its run that went into no step."""
-
-    tokens_per_second: float
-    other_seconds: float
-    trained_tokens: int
-
-
-@dataclass(frozen=True)
 class _Sizes:
+    """Samples, and tokens of them: in an epoch, and of one sample on average."""
+
     train: int
     validation: int
     per_epoch: int
     trained_per_epoch: int
     mean: float
+    #: What goes through the model for one sample: with the padding of a preference's two sequences.
+    computed: float
 
 
 def from_characters(lengths: Counter[int]) -> Profile:
@@ -110,8 +85,13 @@ def estimate(
     card: BaseCard | None,
     workers: list[Worker],
     measured: dict[str, list[Measured]],
+    *,
+    base_loaded: bool | None = False,
 ) -> dict[str, Any]:
-    """The estimate as it goes onto the wire. ``measured`` holds earlier jobs on this base by the device's name."""
+    """The estimate as it goes onto the wire. ``measured`` holds earlier jobs on this base by the device's name.
+
+    ``base_loaded`` is whether the worker that will take the job has the base in memory; None where it depends.
+    """
     shape, warning = _shape(card)
     warnings = [warning] if warning else []
     assumed = Worker("a GPU of 24 GB", "cuda", _ASSUMED_GPU, True)
@@ -119,11 +99,6 @@ def estimate(
         warnings.append("No worker has told of itself yet: the figures are those of a GPU of 24 GB.")
     if data.basis != "preflight":
         warnings.append(_basis_warning(data.basis))
-    if spec.dpo is not None:
-        warnings.append(
-            "Figures are those of one answer a sample. Preference tuning goes through two, with the base as well: "
-            "expect some three times the time, and twice the activations."
-        )
     if spec.hone.evaluation.codebleu_steps != "off":
         warnings.append("CodeBLEU while training comes on top of the time: answers are generated for it.")
     planned = [(worker, settle(spec, data, card, shape, worker)) for worker in workers or [assumed]]
@@ -131,6 +106,15 @@ def estimate(
     fitting = [fits(spec, *pair) for pair in planned]
     sizes = _sizes(spec, data, resolved)
     tokens = _tokens(sizes, resolved)
+    task = Task(
+        method="supervised" if spec.dpo is None else "dpo",
+        resolved=resolved,
+        tokens=tokens,
+        validation_tokens=sizes.validation * sizes.computed,
+        gpus=spec.hone.training.gpus,
+        shape=shape,
+        base_loaded=base_loaded,
+    )
     known = shape is not None and card is not None
     return {
         "object": "fine_tuning.job.estimate",
@@ -153,7 +137,7 @@ def estimate(
         "devices": [_device(spec, *pair) for pair in planned] if workers and known else [],
         "fits": any(fitting) if workers and known else None,
         "nearest": _nearest(spec, best, resolved) if workers and known and not any(fitting) else None,
-        "time": _time(best, resolved, sizes, tokens, shape, measured.get(best.name, []), spec.hone.training.gpus),
+        "time": tell_time(task, best.name, best.device, measured.get(best.name, [])),
         "warnings": warnings,
     }
 
@@ -192,7 +176,7 @@ def settle(spec: FineTuneSpec, data: Data, card: BaseCard | None, shape: ModelSh
             available_memory=worker.memory,
             device=worker.device,
             fast_bfloat16=worker.fast_bfloat16,
-            fast_path=card.fast_path if card else True,
+            fast_path=spec.dpo is None and (card.fast_path if card else True),
             prompt_template=card.default_template if card else "alpaca",
         ),
     )
@@ -219,17 +203,43 @@ def _sizes(spec: FineTuneSpec, data: Data, resolved: Resolved) -> _Sizes:
     """Samples and tokens of an epoch after the cut; of the whole file's, the training part's share."""
     train = _train_samples(spec, data)
     validation = data.samples - train if data.validation_samples is None else data.validation_samples
-    counted, cut = data.profile.lengths.total(), resolved.max_seq_length
-    kept = 1 - cut_report(data.profile, cut, "")["nothing_trained"] / counted
-    within = sum(min(length, cut) * times for length, times in data.profile.lengths.items()) / counted
-    trained = trained_tokens(data.profile, cut) / counted
-    return _Sizes(train, validation, round(train * kept * within), round(train * kept * trained), within)
+    profile, cut = data.profile, resolved.max_seq_length
+    counted = profile.lengths.total()
+    kept = 1 - cut_report(profile, cut, "")["nothing_trained"] / counted
+    within, trained = _cut_total(profile.lengths, cut) / counted, trained_tokens(profile, cut) / counted
+    if spec.dpo is None:
+        return _Sizes(train, validation, round(train * kept * within), round(train * kept * trained), within, within)
+    # Both answers of a pair. Where the shorter ones were not counted, they are taken to be as long.
+    other = _cut_total(profile.shorter, cut) / profile.shorter.total() if profile.shorter else within
+    return _Sizes(
+        train,
+        validation,
+        round(train * kept * (within + other)),
+        round(train * kept * max(0.0, 2 * trained + other - within)),
+        within,
+        2 * _longest_of(resolved.microbatch_size, profile.lengths, cut),
+    )
+
+
+def _cut_total(lengths: Counter[int], cut: int) -> int:
+    return sum(min(length, cut) * times for length, times in lengths.items())
+
+
+def _longest_of(count: int, lengths: Counter[int], cut: int) -> float:
+    """The longest of so many samples, drawn at random, on average: what a pass of padded rows is as long as."""
+    total, below, mean = lengths.total(), 0, 0.0
+    for length in sorted(lengths):
+        upto = below + lengths[length]
+        mean += min(length, cut) * ((upto / total) ** count - (below / total) ** count)
+        below = upto
+    return mean
 
 
 def _tokens(sizes: _Sizes, resolved: Resolved) -> int:
-    """Tokens of all steps; a limit on the steps ends the last epoch early."""
+    """Tokens of all steps, as the finished job will count them; a limit on the steps ends the last epoch early."""
     epochs_steps = math.ceil(sizes.train / resolved.batch_size) * resolved.n_epochs
-    return round(sizes.per_epoch * resolved.n_epochs * min(1.0, resolved.total_steps / epochs_steps))
+    per_epoch = sizes.per_epoch if sizes.computed == sizes.mean else sizes.train * sizes.computed
+    return round(per_epoch * resolved.n_epochs * min(1.0, resolved.total_steps / epochs_steps))
 
 
 def _settings(resolved: Resolved, *, known: bool) -> dict[str, Any]:
@@ -312,66 +322,6 @@ def _nearest(spec: FineTuneSpec, worker: Worker, resolved: Resolved) -> dict[str
 
 def _word(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).lower()
-
-
-# --- Time ------------------------------------------------------------------------------------------------------------
-
-
-def _time(
-    worker: Worker,
-    resolved: Resolved,
-    sizes: _Sizes,
-    tokens: int,
-    shape: ModelShape | None,
-    measured: list[Measured],
-    gpus: int,
-) -> dict[str, Any]:
-    """A range: from what was measured on this base and device, else from a guess that says so."""
-    validation = validation_tokens(resolved, sizes.validation, sizes.mean)
-    work = tokens + validation / _VALIDATION_SPEED
-    if measured:
-        speeds = sorted(job.tokens_per_second for job in measured)
-        low, high = speeds[0] / _MEASURED_SPREAD, speeds[-1] * _MEASURED_SPREAD
-        other = statistics.median(job.other_seconds for job in measured)
-        seconds = (work / high + other * 0.9, work / low + other * 1.1)
-        message = f"From {len(measured)} job{'s' if len(measured) > 1 else ''} on this base and {worker.name}."
-    else:
-        speed = _prior(worker, shape) * (1 + _ANOTHER_GPU * (gpus - 1))
-        low, high = speed / _PRIOR_SPREAD, speed * _PRIOR_SPREAD
-        other = _START + (shape or _UNKNOWN).parameters * 2 / 1e9 * _LOAD_A_GB
-        seconds = (work / high + other / 2, work / low + other * 2)
-        message = f"A guess: no job on this base has ended on {worker.name} yet. The first one makes it a measurement."
-    return {
-        "low_seconds": round(seconds[0]),
-        "high_seconds": max(1, round(seconds[1])),
-        "tokens_per_second": {"low": round(low, 1), "high": round(high, 1)},
-        "basis": "measured" if measured else "prior",
-        "jobs": len(measured),
-        "message": message,
-    }
-
-
-def validation_tokens(resolved: Resolved, samples: int, mean: float) -> float:
-    """Tokens that all validations of a job go through: at the start, every so many steps, and at the end."""
-    times = 1 + math.ceil(resolved.total_steps / resolved.eval_steps) if samples else 0
-    return times * samples * mean
-
-
-def other_seconds(resolved: Resolved, report: dict[str, Any], tokens_per_second: float, tokens: int) -> float:
-    """What a finished run spent outside of steps and validations: loading, saving, artifacts."""
-    data = report["dataset"]
-    mean = data["tokens_per_epoch"] / max(1, data["train_samples"])
-    validation = validation_tokens(resolved, data["validation_samples"], mean)
-    spent = (tokens + validation / _VALIDATION_SPEED) / tokens_per_second
-    return max(0.0, float(report["run"]["seconds"]) - spent)
-
-
-def _prior(worker: Worker, shape: ModelShape | None) -> float:
-    parameters = (shape or _UNKNOWN).parameters
-    if worker.device == "cpu":
-        return _PRIOR["cpu"] / parameters
-    share = next((share for name, share in _CARDS.items() if name in worker.name), 0.15)
-    return min(_MOST_PRIOR, _PRIOR["cuda"] * share / parameters)
 
 
 def _basis_warning(basis: Basis) -> str:

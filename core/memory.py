@@ -25,6 +25,8 @@ GROUPS: tuple[tuple[LinearLayer, ...], ...] = (
 _ALIGN = 64
 #: Tokens whose logits are there at once (worker.fast.loss).
 _LOGITS = 4096
+#: Words of the vocabulary whose logits TRL's head for preferences has at once.
+_TILE = 32_768
 #: Bits a parameter: 4-bit values, and their constants, one for 64 values. With double quantization a constant takes 8
 #: bits, and 256 of them share one of 32.
 _CONSTANT_BITS = {True: 8 / 64 + 32 / (64 * 256), False: 32 / 64}
@@ -64,6 +66,8 @@ class Setup:
     fast_path: bool = True
     #: The base in 8 bits, of which there are two copies: as much as resident weights take, and never without them.
     fp8: bool = False
+    #: Tokens of a row where samples are rows, padded to the longest, as preferences are; None: they lie end to end.
+    row_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def _pass_bytes(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts) 
         if here > peak:
             peak, at_head = here, 0
         kept -= per_token[mode]
-    quadratic = 0 if setup.fast_path else _mask_bytes(setup, tokens)
+    quadratic = 0 if setup.fast_path else _mask_bytes(setup, tokens, setup.row_tokens or tokens)
     return int(peak - at_head) + quadratic, at_head
 
 
@@ -278,12 +282,17 @@ def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
     if setup.fast_path:
         chunk = min(tokens, _LOGITS) * shape.vocab_size * (size if setup.device == "cuda" else size + 8)
         return tokens * width * 4 * size + chunk
+    if setup.row_tokens is not None:  # TRL's head for preferences: tiles of the vocabulary, and their softmax
+        return tokens * (width * (8 + 2 * size) + 8 * min(shape.vocab_size, _TILE))
     # Plain torch turns 16-bit logits into float32; their softmax, later their gradient, lies beside them. The last norm
     # is in float32 too: its input and output are there at the loss, their gradients once the logits are gone.
     logits = tokens * shape.vocab_size * (8 if setup.device == "cuda" else size + 8)
     return max(tokens * width * (8 + 2 * size) + logits, tokens * width * (16 + 4 * size))
 
 
-def _mask_bytes(setup: Setup, tokens: int) -> int:
-    """The mask that keeps samples apart where attention takes no bounds: T x T, as truth values and as numbers."""
-    return (1 + setup.value_bytes) * tokens * tokens
+def _mask_bytes(setup: Setup, tokens: int, row: int) -> int:
+    """The mask that keeps samples and padding apart where attention takes no bounds.
+
+    Each token against its row's, as truth values and as numbers; without padding all tokens are one row.
+    """
+    return (1 + setup.value_bytes) * tokens * row

@@ -40,6 +40,9 @@ class Lengths:
     mean: float
     longest: int
     deviation: float = 0.0
+    #: Rows of a sample: 2 where it is a pair of sequences, each padded to the longest of its pass; then the other
+    #: figures are those of both. None where samples lie end to end.
+    rows: int | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], cut: int) -> "Lengths":
@@ -50,12 +53,24 @@ class Lengths:
 
     def of_samples(self, count: int) -> int:
         """The most tokens that ``count`` samples have, but for one draw in a thousand."""
+        if self.rows is not None:
+            return count * self.longest
         likely = count * self.mean + 3 * self.deviation * math.sqrt(count)
         return max(self.longest, min(count * self.longest, math.ceil(likely)))
 
     def cut(self, length: int) -> "Lengths":
         """As it would be if samples were cut at ``length``; the mean is that of the samples as they were, at most."""
-        return Lengths(min(self.mean, length), min(self.longest, length), min(self.deviation, length / 2))
+        length *= self.rows or 1
+        return replace(
+            self,
+            mean=min(self.mean, length),
+            longest=min(self.longest, length),
+            deviation=min(self.deviation, length / 2),
+        )
+
+    def in_pairs(self) -> "Lengths":
+        """As preferences are trained, given those of the longer of a pair's two sequences."""
+        return Lengths(2 * self.mean, 2 * self.longest, 2 * self.deviation, rows=2)
 
 
 class MemoryPlan(BaseModel):
@@ -81,6 +96,8 @@ class MemoryPlan(BaseModel):
     fits: bool
     #: Each choice in a sentence.
     reasons: tuple[str, ...]
+    #: Tokens of a row where samples are padded rows: preferences. None where they lie end to end.
+    row_tokens: int | None = None
     #: When nothing fits: settings, by dotted name, that would; None when none would.
     nearest: dict[str, Any] | None = None
 
@@ -128,6 +145,7 @@ def plan_memory(
         device=device,
         fast_path=fast_path and covers(spec, precision, device),
         fp8=precision == "fp8",
+        row_tokens=None if lengths.rows is None else lengths.longest // lengths.rows,
     )
     asked = spec.hone.training.microbatch_size
     samples = batch_size if asked == "auto" else min(asked, batch_size)
@@ -147,6 +165,7 @@ def plan_memory(
         available=room,
         fits=fits,
         reasons=tuple(_reasons(chosen, lengths, batch_size, room, device, fits=fits)),
+        row_tokens=setup.row_tokens,
         nearest=None if fits else _nearest(shape, setup, spec, lengths, room),
     )
 
@@ -184,16 +203,18 @@ def step_down(
         how, changed = "blocks keep their input alone", {"keep": {"all": 0, "attention": 0, "input": layers}}
     else:
         return None
-    smaller = plan.model_copy(update=changed)
-    memory = predict_pass(smaller, shape, spec, precision, smaller.pass_tokens)
-    return smaller.model_copy(
-        update={
-            "memory": memory,
-            "peak": _peak(memory, plan.device),
-            "needed": memory.total,
-            "reasons": (*plan.reasons, f"the memory ran out in a pass of {largest:,} tokens, so {how}"),
-        }
-    )
+    changed["reasons"] = (*plan.reasons, f"the memory ran out in a pass of {largest:,} tokens, so {how}")
+    return _told_anew(plan.model_copy(update=changed), shape, spec, precision)
+
+
+def at_most(plan: MemoryPlan, shape: ModelShape, spec: FineTuneSpec, precision: Precision, tokens: int) -> MemoryPlan:
+    """The plan for passes that turn out to have ``tokens`` tokens at most, fewer than there is room for."""
+    return _told_anew(plan.model_copy(update={"pass_tokens": tokens}), shape, spec, precision)
+
+
+def _told_anew(plan: MemoryPlan, shape: ModelShape, spec: FineTuneSpec, precision: Precision) -> MemoryPlan:
+    memory = predict_pass(plan, shape, spec, precision, plan.pass_tokens)
+    return plan.model_copy(update={"memory": memory, "peak": _peak(memory, plan.device), "needed": memory.total})
 
 
 def _setup(plan: MemoryPlan, spec: FineTuneSpec, precision: Precision) -> Setup:
@@ -205,6 +226,7 @@ def _setup(plan: MemoryPlan, spec: FineTuneSpec, precision: Precision) -> Setup:
         device=plan.device,
         fast_path=plan.fast_path,
         fp8=precision == "fp8",
+        row_tokens=plan.row_tokens,
     )
 
 

@@ -42,9 +42,13 @@ class Profile:
     #: Where stretches of trained tokens begin, and where they end (the place behind them).
     starts: Counter[int] = field(default_factory=Counter)
     ends: Counter[int] = field(default_factory=Counter)
+    #: Of preferences: the shorter conversation; all else is the longer one's. Empty of other samples.
+    shorter: Counter[int] = field(default_factory=Counter)
 
-    def add(self, encoded: Encoded) -> None:
-        """Count a sample."""
+    def add(self, encoded: Encoded, shorter: Encoded | None = None) -> None:
+        """Count a sample; of a preference, the longer conversation and the ``shorter``."""
+        if shorter is not None:
+            self.shorter[len(shorter.input_ids)] += 1
         self.lengths[len(encoded.input_ids)] += 1
         # Nothing predicts a sample's first token, so it is never trained.
         runs = list(_runs([False, *encoded.trained[1:]]))
@@ -126,9 +130,9 @@ def examine(
                 continue
             report.samples += 1
             report.characters += (characters := _characters(sample))
-            if isinstance(encoded, Encoded):
-                profile.add(encoded)
-                longest.add(line, len(encoded.input_ids))
+            if encoded is not None:
+                profile.add(*encoded)
+                longest.add(line, len(encoded[0].input_ids))
             else:
                 profile.lengths[characters] += 1
                 longest.add(line, characters)
@@ -179,8 +183,16 @@ def conversations(sample: Sample) -> list[Sample]:
     return [sample, replace(sample, messages=(*sample.messages[:-1], sample.rejected))]
 
 
-def _encode(batch: _Batch, how: How) -> list[Encoded | LineError | None]:
-    """Each sample as tokens, None where there is no tokenizer; all texts of a batch are tokenized at once."""
+def longest_first(alike: list[Encoded]) -> list[Encoded]:
+    """Conversations as ``Profile.add`` takes them."""
+    return sorted(alike, key=lambda encoded: -len(encoded.input_ids))
+
+
+def _encode(batch: _Batch, how: How) -> list[list[Encoded] | LineError | None]:
+    """Each sample's conversations as tokens, the longest first; None where there is no tokenizer.
+
+    All texts of a batch are tokenized at once.
+    """
     if how.tokenizer is None:
         return [None] * len(batch)
     tokenizer = how.tokenizer
@@ -188,11 +200,10 @@ def _encode(batch: _Batch, how: How) -> list[Encoded | LineError | None]:
     texts = [part.text for one in rendered if isinstance(one, list) for segments in one for part in segments]
     tokens = iter(tokenizer.encode_all(texts))
 
-    def longest(alike: list[list[Segment]]) -> Encoded:
-        joined = [join(segments, [next(tokens) for _ in segments], tokenizer) for segments in alike]
-        return max(joined, key=lambda encoded: len(encoded.input_ids))
+    def joined(alike: list[list[Segment]]) -> list[Encoded]:
+        return longest_first([join(segments, [next(tokens) for _ in segments], tokenizer) for segments in alike])
 
-    return [longest(one) if isinstance(one, list) else one for one in rendered]
+    return [joined(one) if isinstance(one, list) else one for one in rendered]
 
 
 def _segments(sample: Sample, how: How, tokenizer: CardTokenizer) -> list[list[Segment]] | LineError:

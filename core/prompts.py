@@ -65,6 +65,15 @@ def encode_sample(
     return _encode(sample_segments(sample, template, tokenizer, system_prompt), tokenizer)
 
 
+def encode_samples(
+    samples: Sequence[Sample], template: PromptTemplate, tokenizer: PromptTokenizer, system_prompt: str | None = None
+) -> list[Encoded]:
+    """As ``encode_sample`` of each, with all texts tokenized at once."""
+    rendered = [sample_segments(sample, template, tokenizer, system_prompt) for sample in samples]
+    tokens = iter(tokenizer.encode_all([segment.text for segments in rendered for segment in segments]))
+    return [join(segments, [next(tokens) for _ in segments], tokenizer) for segments in rendered]
+
+
 def sample_segments(
     sample: Sample, template: PromptTemplate, tokenizer: PromptTokenizer, system_prompt: str | None = None
 ) -> list[Segment]:

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from core.memory import Device
-from core.plan import Lengths, MemoryPlan, covers, plan_memory
+from core.plan import Lengths, MemoryPlan, at_most, covers, plan_memory
 from core.shape import ModelShape
 from core.specs import FineTuneSpec, Optimizer, Precision, PromptTemplate
 
@@ -110,11 +110,12 @@ def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None)
     if precision == "fp8" and not (facts.fast_fp8 and facts.fast_path and covers(spec, precision, facts.device)):
         precision, reason = _precision(facts)
         reasons["training.precision"] = f"fp8 needs the fast path and a GPU of Hopper's generation or newer; {reason}"
+    lengths = Lengths(facts.mean_tokens, facts.longest_tokens, facts.deviation_tokens).cut(max_seq_length)
     plan = plan_memory(
         spec=spec,
         shape=facts.shape,
         available=facts.available_memory,
-        lengths=Lengths(facts.mean_tokens, facts.longest_tokens, facts.deviation_tokens).cut(max_seq_length),
+        lengths=lengths if spec.dpo is None else lengths.in_pairs(),
         batch_size=math.ceil(batch_size / training.gpus),
         device=facts.device,
         precision=precision,
@@ -123,6 +124,11 @@ def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None)
     if earlier is not None and _still_fits(earlier, plan):
         plan = earlier
     why = "; ".join(plan.reasons)
+    microbatch = pick("training.microbatch_size", training.microbatch_size, plan.microbatch_size, why)
+    if spec.dpo is not None:
+        pair = 2 * lengths.longest
+        microbatch = _pairs(min(microbatch, plan.microbatch_size), batch_size, plan.pass_tokens, pair)
+        plan = at_most(plan, facts.shape, spec, precision, microbatch * pair)
     return Resolved(
         n_epochs=n_epochs,
         batch_size=batch_size,
@@ -142,7 +148,7 @@ def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None)
         total_steps=total_steps,
         eval_steps=pick("training.eval_steps", training.eval_steps, every, "ten times in the job"),
         save_steps=pick("training.save_steps", training.save_steps, every, "ten times in the job"),
-        microbatch_size=pick("training.microbatch_size", training.microbatch_size, plan.microbatch_size, why),
+        microbatch_size=microbatch,
         pass_tokens=plan.pass_tokens,
         optimizer=training.optimizer,
         precision=precision,
@@ -157,6 +163,15 @@ def resolve(spec: FineTuneSpec, facts: Facts, earlier: MemoryPlan | None = None)
         reasons=reasons,
         beta=None if spec.dpo is None else pick("dpo.beta", spec.dpo.beta, 0.1, "what the paper of DPO uses"),
     )
+
+
+def _pairs(most: int, batch_size: int, pass_tokens: int, longest: int) -> int:
+    """Pairs in one pass, which divide the batch: so many that a pass fits even when it holds the longest pair.
+
+    Every sequence of a pass is padded to its longest, and no smaller plan is taken when the memory runs out.
+    """
+    most = max(1, min(most, pass_tokens // longest))
+    return max(size for size in range(1, most + 1) if batch_size % size == 0)
 
 
 def _learning_rate(spec: FineTuneSpec, width: int) -> tuple[float, str]:

@@ -184,6 +184,8 @@ def load_base(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
     model.requires_grad_(False)
     _keep_weights_as_trained(model)
+    if quantization.type != "none" and device() == "cpu":
+        _leave_file(model)
     return model
 
 
@@ -195,6 +197,11 @@ class Wanted:
     cache: Path
     quantization: QuantizationSpec
     precision: Precision
+
+
+def loading(model: str, *, warm: bool) -> str:
+    """What to tell of a base model that is about to be lent; ``warm`` is whether it is in memory."""
+    return f"Base model {model} is loaded" if warm else f"Loading base model {model}"
 
 
 class Bases(Protocol):
@@ -229,6 +236,13 @@ def _keep_weights_as_trained(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _leave_file(model: PreTrainedModel) -> None:
+    """Copy what is not quantized, so that no tensor lies in the weights' file: one keeps all of it mapped."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.clone()
 
 
 def load_config(entry: BaseModelEntry, cache: Path) -> Any:

@@ -4,7 +4,6 @@ The twin of ``worker.train`` for jobs whose method is dpo; it is started by it. 
 settings, base model, adapter, checkpoints, lines and artifacts.
 """
 
-import math
 import random
 import shutil
 import time
@@ -27,13 +26,22 @@ from core.shape import read_shape
 from core.specs import FineTuneSpec, PromptTemplate
 from worker import pulse
 from worker.artifacts import save
-from worker.base_models import Bases, Wanted, default_template, load_config, load_tokenizer
+from worker.base_models import Bases, Wanted, default_template, load_config, load_tokenizer, loading, locate
 from worker.checkpoints import checkpoint_step, write_manifest
-from worker.environment import available_memory, device, fast_bfloat16, hardware, peak_memory, versions
+from worker.clock import Clock
+from worker.environment import (
+    available_memory,
+    device,
+    fast_bfloat16,
+    forget_peak_memory,
+    hardware,
+    peak_memory,
+    versions,
+)
 from worker.gpu_lock import hold_gpu
 from worker.model_report import model_report
 from worker.progress import ProgressCallback, StopCallback, StopRequest
-from worker.prompts import encode_sample
+from worker.prompts import encode_samples
 from worker.protocol import Done, Event, ExitCode, LineWriter, Started, TrainingInput
 from worker.sequences import read_file
 from worker.trainer import adapters_kept, add_adapter, shared_arguments, use_one_gpu
@@ -73,22 +81,25 @@ def encode_pairs(
     samples: Sequence[Sample], template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
 ) -> list[Pair]:
     """Each sample's two conversations as tokens. Raises TrainingError when the samples are no preferences."""
+    conversations = [one for sample in samples for one in (sample, _other(sample))]
+    encoded = encode_samples(conversations, template, tokenizer, system_prompt)
     pairs = []
-    for sample in samples:
-        if sample.rejected is None:
-            raise TrainingError(
-                f"The file's format is '{sample.format}', and DPO needs pairs of answers: 'input', 'preferred_output' "
-                "and 'non_preferred_output'.",
-                code="wrong_format",
-                param="training_file",
-            )
-        other = replace(sample, messages=(*sample.messages[:-1], sample.rejected))
-        chosen = encode_sample(sample, template, tokenizer, system_prompt)
-        rejected = encode_sample(other, template, tokenizer, system_prompt)
+    for chosen, rejected in zip(encoded, encoded, strict=True):  # two at a time
         start = chosen.trained.index(True)
         pairs.append(Pair(chosen.input_ids[:start], chosen.input_ids[start:], rejected.input_ids[start:]))
-        pulse.beat()
     return pairs
+
+
+def _other(sample: Sample) -> Sample:
+    """The conversation with the answer that is not preferred."""
+    if sample.rejected is None:
+        raise TrainingError(
+            f"The file's format is '{sample.format}', and DPO needs pairs of answers: 'input', 'preferred_output' "
+            "and 'non_preferred_output'.",
+            code="wrong_format",
+            param="training_file",
+        )
+    return replace(sample, messages=(*sample.messages[:-1], sample.rejected))
 
 
 def to_dataset(pairs: Sequence[Pair], max_seq_length: int) -> Dataset:
@@ -159,7 +170,7 @@ def prepare(job: TrainingInput) -> Prepared:
         fast_path=False,  # its loss is the supervised one
         prompt_template=template,
     )
-    resolved = in_pairs(resolve(spec, facts, job.plan), facts.mean_tokens)
+    resolved = resolve(spec, facts, job.plan)
     train = to_dataset(training, resolved.max_seq_length)
     held = to_dataset(validation, resolved.max_seq_length) if validation else None
     report = {
@@ -174,14 +185,6 @@ def prepare(job: TrainingInput) -> Prepared:
         ),
     }
     return Prepared(tokenizer, train, held, lengths, resolved, report)
-
-
-def in_pairs(resolved: Resolved, mean_tokens: float) -> Resolved:
-    """The settings with a microbatch counted in pairs: a pair is two sequences in one pass. It divides the batch."""
-    mean = min(mean_tokens, resolved.max_seq_length)
-    most = min(resolved.microbatch_size, max(1, math.floor(resolved.pass_tokens / (2 * mean))))
-    size = max(size for size in range(1, most + 1) if resolved.batch_size % size == 0)
-    return resolved.model_copy(update={"microbatch_size": size})
 
 
 def make_config(spec: FineTuneSpec, resolved: Resolved, out: Path, *, has_validation: bool) -> DPOConfig:
@@ -297,11 +300,13 @@ def train(
     job: TrainingInput, out: Path, lines: LineWriter, stop: StopRequest, bases: Bases, watcher: Watcher = NOBODY
 ) -> ExitCode:
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
-    began = time.monotonic()
+    clock = Clock()
 
     # 1. The pairs, and the settings that follow from them and from the GPU's free memory.
     if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked):
         return ExitCode.STOPPED
+    with clock.spending("fetch"):
+        locate(job.base_model, job.cache)
     lines.send(Event(message="Preparing the data"))
     data = prepare(job)
     resolved = data.resolved
@@ -309,8 +314,11 @@ def train(
     # 2. The base model in 4 bits, and a fresh adapter in float32.
     if stop.asked:
         return ExitCode.STOPPED
-    lines.send(Event(message=f"Loading base model {job.spec.model}"))
-    base = bases.lend(Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision))
+    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
+    warm = bases.has(wanted)
+    lines.send(Event(message=loading(job.spec.model, warm=warm)))
+    with clock.spending("load"):
+        base = bases.lend(wanted)
     base.config.use_cache = False
     model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
     report = {
@@ -330,6 +338,7 @@ def train(
         tokenizer=data.tokenizer,
         callbacks=[progress, StopCallback(stop)],
     )
+    forget_peak_memory()
     resume_step = checkpoint_step(job.resume_from)
     lines.send(Started(resolved=resolved, report=report, step=resume_step))
     if data.validation is not None and not resume_step:
@@ -344,7 +353,7 @@ def train(
 
     # 5. The artifacts.
     report["run"] = {
-        "seconds": round(time.monotonic() - began, 1),
+        **clock.report(warm=warm),
         "peak_memory": peak_memory(),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),
     }

@@ -5,18 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from core.dataset import Sample, read_samples
 from core.errors import TrainingError
 from core.specs import PromptTemplate
-from worker import pulse
-from worker.prompts import Encoded, encode_sample
+from worker.prompts import Encoded, encode_samples
 
+Ints = NDArray[np.int64]
 #: Label of a token that does not count in the loss.
 IGNORED = -100
 
@@ -44,11 +48,7 @@ def encode(
     samples: Sequence[Sample], template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
 ) -> list[Encoded]:
     """Each sample as tokens, uncut."""
-    encoded = []
-    for sample in samples:
-        encoded.append(encode_sample(sample, template, tokenizer, system_prompt))
-        pulse.beat()
-    return encoded
+    return list(encode_samples(samples, template, tokenizer, system_prompt))
 
 
 def hold_out(encoded: list[Encoded], fraction: float, seed: int) -> Sequences:
@@ -68,22 +68,34 @@ def to_dataset(encoded: list[Encoded], max_seq_length: int) -> Dataset:
 
     A sequence that is left without a trained token is dropped. Raises TrainingError when none is left.
     """
-    rows = [row for row in (_row(one, max_seq_length) for one in encoded) if row is not None]
-    if not rows:
+    ids, labels, lengths = _columns(encoded, max_seq_length)
+    if not lengths:
         raise TrainingError(
             f"No sample has a trained token within {max_seq_length} tokens: every prompt fills the whole length. "
             "Raise hone.data.max_seq_length or shorten the prompts.",
             code="no_trained_tokens",
             param="hone.data.max_seq_length",
         )
-    return Dataset.from_list(rows)
+    ends = pa.array(np.cumsum([0, *lengths]), pa.int64())
+    columns = {"input_ids": ids, "labels": labels}
+    table = pa.table({name: pa.LargeListArray.from_arrays(ends, pa.array(values)) for name, values in columns.items()})
+    # Its name among datasets' cached results, of which there are none here: they would make it from all that it holds.
+    return Dataset(table, fingerprint=uuid4().hex)
 
 
-def _row(one: Encoded, max_seq_length: int) -> dict[str, list[int]] | None:
-    ids, trained = one.input_ids[:max_seq_length], one.trained[:max_seq_length]
-    if not any(trained[1:]):  # nothing predicts the first token
-        return None
-    return {"input_ids": ids, "labels": [token if keep else IGNORED for token, keep in zip(ids, trained, strict=True)]}
+def _columns(encoded: list[Encoded], max_seq_length: int) -> tuple[Ints, Ints, list[int]]:
+    """Tokens and labels of all sequences, end to end, and the sequences' lengths."""
+    ids: list[int] = []
+    trained: list[bool] = []
+    lengths = []
+    for one in encoded:
+        kept = one.trained[:max_seq_length]
+        if True in kept[1:]:  # nothing predicts the first token
+            ids += one.input_ids[:max_seq_length]
+            trained += kept
+            lengths.append(len(kept))
+    tokens = np.array(ids, np.int64)
+    return tokens, np.where(np.array(trained, np.bool_), tokens, IGNORED), lengths
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
@@ -113,8 +125,8 @@ def length_report(
     """What the data is like, in samples and tokens, before and after the cut."""
     lengths = np.array(sequences.lengths)
     quartiles = np.percentile(lengths, [25, 50, 75, 90])
-    kept = sum(len(ids) for ids in train["input_ids"])
-    trained = sum(token != IGNORED for labels in train["labels"] for token in labels)
+    labels = np.asarray(pc.list_flatten(train.data["labels"]))
+    kept, trained = len(labels), int((labels != IGNORED).sum())
     return {
         "train_samples": len(train),
         "validation_samples": len(validation) if validation is not None else 0,

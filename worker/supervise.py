@@ -55,6 +55,8 @@ Command = Callable[[JobKind], list[str]]
 
 #: A child has no use for these, and what it does not have it can't leak.
 _SECRETS = ("HONE_API_KEY", "HONE_DATABASE_URL", "HONE_REDIS_URL", "HONE_STORAGE_URL", "HONE_WANDB_API_KEY")
+#: Compiled matmuls that PyTorch keeps on a processor.
+_KEPT_PROGRAMS = "64"
 #: Bytes of a crashed child's standard error that are looked at.
 _TAIL = 4096
 #: Longest pause, in seconds, between two tries to write while the database is away.
@@ -67,9 +69,15 @@ def child_command(kind: JobKind) -> list[str]:
 
 
 def child_variables(settings: Settings) -> dict[str, str]:
-    """Variables of a child: compiled kernels stay for the next one, and the GPU's memory does not fall into pieces."""
+    """Variables of a child: compiled kernels stay for the next one, and the GPU's memory does not fall into pieces.
+
+    A processor's bfloat16 matmuls are compiled for each shape, and every pass has another number of tokens: of the
+    1,024 programs that PyTorch keeps, of a megabyte or two, few are used again. A pass has some twenty shapes.
+    """
     folder = settings.home / "cache"
     return {
+        "LRU_CACHE_CAPACITY": _KEPT_PROGRAMS,
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": _KEPT_PROGRAMS,
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),

@@ -9,7 +9,6 @@ Celery, no database.
 
 import logging
 import sys
-import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,8 +27,9 @@ from core.resolve import Facts, Resolved, resolve
 from core.shape import ModelShape, read_shape
 from core.specs import FineTuneSpec, Precision
 from worker.artifacts import save
-from worker.base_models import FRESH, Bases, Wanted, default_template, load_config, load_tokenizer
+from worker.base_models import FRESH, Bases, Wanted, default_template, load_config, load_tokenizer, loading, locate
 from worker.checkpoints import checkpoint_step
+from worker.clock import Clock
 from worker.environment import (
     available_memory,
     device,
@@ -118,11 +118,13 @@ def train(
     watcher: Watcher = NOBODY,
 ) -> ExitCode:
     """Run the job; the exit code says how it ended. Raises HoneError for what trying again would not mend."""
-    began = time.monotonic()
+    clock = Clock()
 
     # 1. The data, and the settings that follow from it and from the GPU's free memory.
     if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked):
         return ExitCode.STOPPED
+    with clock.spending("fetch"):
+        locate(job.base_model, job.cache)
     lines.send(Event(message="Preparing the data"))
     data = prepare(job, ranks)
     resolved = data.resolved
@@ -132,8 +134,10 @@ def train(
         return ExitCode.STOPPED
     as_loaded: Precision = "bfloat16" if resolved.precision == "fp8" else resolved.precision
     wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, as_loaded)
-    lines.send(Event(message=_told(job.spec.model, loaded=bases.has(wanted))))
-    base = bases.lend(wanted)
+    warm = bases.has(wanted)
+    lines.send(Event(message=loading(job.spec.model, warm=warm)))
+    with clock.spending("load"):
+        base = bases.lend(wanted)
     base.config.use_cache = False
     model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
     report = {
@@ -183,7 +187,7 @@ def train(
 
     # 5. The artifacts.
     report["run"] = {
-        "seconds": round(time.monotonic() - began, 1),
+        **clock.report(warm=warm),
         "peak_memory": peak_memory(),
         "memory": plan.report(peak_memory()),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),
@@ -203,10 +207,6 @@ def train(
     watcher.finish()
     lines.send(Done(report=report, trained_tokens=report["run"]["trained_tokens"]))
     return ExitCode.DONE
-
-
-def _told(model: str, *, loaded: bool) -> str:
-    return f"Base model {model} is loaded" if loaded else f"Loading base model {model}"
 
 
 def warn_if_uncovered(model: PeftModel, spec: FineTuneSpec, resolved: Resolved, lines: LineWriter) -> None:

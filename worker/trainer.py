@@ -4,6 +4,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, *, name: str, seed: int)
     )
     wrapped = get_peft_model(model, config)
     wrapped.peft_config["default"].base_model_name_or_path = name  # PEFT puts the worker's own path there
+    # Else PEFT asks the hub, at each checkpoint, whether a model of that name had another vocabulary.
+    wrapped.save_pretrained = partial(wrapped.save_pretrained, save_embedding_layers=False)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

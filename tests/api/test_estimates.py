@@ -129,6 +129,27 @@ def test_finished_jobs_make_time_a_measurement(http: TestClient, database: Datab
     assert http.post("/v1/fine_tuning/jobs/estimate", json=asked).json()["time"]["basis"] != "measured"
 
 
+def test_a_base_is_loaded_where_the_only_worker_has_just_trained_on_it(
+    http: TestClient, database: Database, storage: Storage, known
+):
+    announce(database)
+    asked = body(http)
+
+    def loaded(**fields: Any) -> bool | None:
+        return http.post("/v1/fine_tuning/jobs/estimate", json=asked | fields).json()["time"]["base_loaded"]
+
+    assert loaded() is False, "nothing was trained yet"
+    submit(http, **asked)
+    taken = train(database, storage)
+    assert loaded() is True
+    assert loaded(hone={"quantization": {"type": "fp4"}}) is False, "another base in memory"
+    announce(database, "second")
+    assert loaded() is None, "the other worker may take it"
+    with database.write() as session:
+        session.get_one(Job, taken.job_id).finished_at -= 3600
+    assert loaded() is False, "it was idle for too long"
+
+
 def _resolved(estimate: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run, as the worker would have stored them."""
     from core.estimate import Data, settle

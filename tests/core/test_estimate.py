@@ -5,10 +5,12 @@ from collections import Counter
 import pytest
 
 from core.base_card import BaseCard
-from core.estimate import Data, Measured, Worker, estimate, from_characters
+from core.estimate import Data, Worker, estimate, from_characters, settle
+from core.estimate_time import Measured
 from core.preflight import Profile
 from core.prompts import Encoded
-from core.specs import FineTuneSpec
+from core.shape import read_shape
+from core.specs import DpoSpec, FineTuneSpec, Hyperparameters
 
 #: Llama-2-7B's config.json, as far as it is looked at.
 LLAMA = {
@@ -89,11 +91,65 @@ def test_time_is_a_guess_until_a_job_has_ended_and_then_a_measurement():
     assert guess["basis"] == "prior"
     assert guess["low_seconds"] < 9900 * 246 / 18_900 < guess["high_seconds"]
     measured = {"NVIDIA H100 80GB HBM3": [Measured(10_000, 60, 1), Measured(12_000, 40, 1)]}
-    found = estimate(spec(), data(), card(), [H100], measured)["time"]
+    found = estimate(spec(), data(), card(), [H100], measured, base_loaded=True)["time"]
     assert (found["basis"], found["jobs"]) == ("measured", 2)
     assert found["low_seconds"] < 9900 * 246 / 11_000 + 50 < found["high_seconds"]
     assert found["high_seconds"] / found["low_seconds"] < 1.7
     assert estimate(spec(), data(), card(), [L4], measured)["time"]["basis"] == "prior", "another device's do not count"
+
+
+def test_loading_counts_for_a_worker_that_has_the_base_not_in_memory():
+    measured = {H100.name: [Measured(10_000, 5, 1, load_seconds=30), Measured(10_000, 5, 1)]}
+
+    def seconds(loaded: bool | None) -> tuple[int, int]:
+        found = estimate(spec(), data(), card(), [H100], measured, base_loaded=loaded)["time"]
+        assert (found["base_loaded"], found["load_seconds"]) == (loaded, 30)
+        return found["low_seconds"], found["high_seconds"]
+
+    warm, cold = seconds(loaded=True), seconds(loaded=False)
+    assert cold == (warm[0] + 30, warm[1] + 30)
+    assert seconds(loaded=None) == (warm[0], cold[1])
+
+
+def test_only_jobs_that_were_trained_alike_count():
+    others = {"precision": "float32"}, {"fast_path": False}, {"method": "dpo"}
+    measured = {H100.name: [Measured(10_000, 5, 1, **other) for other in others]}
+    assert estimate(spec(), data(), card(), [H100], measured)["time"]["basis"] == "prior"
+    tuned = FineTuneSpec(model="llama", training_file="file-1", dpo=DpoSpec())
+    assert estimate(tuned, data(), card(), [H100], measured)["time"]["basis"] == "prior", "DPO has no fast path"
+    measured[H100.name].append(Measured(10_000, 5, 1, method="dpo", fast_path=False))
+    assert estimate(tuned, data(), card(), [H100], measured)["time"]["jobs"] == 1
+
+
+def test_preferences_count_both_answers_and_their_padding():
+    profile = Profile()
+    for chosen, rejected in ((100, 40), (60, 50)):
+        profile.add(*(Encoded([0] * size, [False] * 30 + [True] * (size - 30)) for size in (chosen, rejected)))
+    tuned = spec(data={"max_seq_length": 128}).model_copy(
+        update={"dpo": DpoSpec(), "hyperparameters": Hyperparameters(batch_size=2, n_epochs=1)}
+    )
+    found = estimate(tuned, Data(2000, profile, "preflight", validation_samples=0), card(), [H100], {})
+    assert found["data"]["tokens_per_epoch"] == 1000 * (100 + 40 + 60 + 50)
+    assert found["data"]["trained_tokens_per_epoch"] == 1000 * (70 + 10 + 30 + 20)
+    # Of two pairs drawn together, the longer has 100 tokens in three cases of four; each is padded to it, twice.
+    assert found["trained_tokens"] == 2000 * 2 * (0.75 * 100 + 0.25 * 60)
+    assert not any("one answer" in warning for warning in found["warnings"])
+
+
+def test_preferences_are_planned_as_two_padded_rows_a_sample():
+    tuned = FineTuneSpec(model="llama", training_file="file-1", dpo=DpoSpec())
+    for memory in (12 * 10**9, 80 * 10**9):
+        machine = Worker("A card", "cuda", memory, True)
+        found = settle(tuned, data(), card(), read_shape(LLAMA), machine)
+        longest = min(500, found.max_seq_length)
+        assert found.plan.pass_tokens == found.microbatch_size * 2 * longest, "even the longest pairs fit together"
+        assert found.batch_size % found.microbatch_size == 0
+        assert found.plan.fits
+        assert not found.plan.fast_path
+        told = estimate(tuned, data(), card(), [machine], {})["memory"]
+        assert told["peak"] == found.plan.needed
+    few, many = (estimate(tuned, data(longest=size), card(), [H100], {})["memory"]["peak"] for size in (250, 500))
+    assert few < many
 
 
 def test_nothing_is_claimed_of_what_is_not_known():

@@ -110,6 +110,14 @@ def test_the_base_is_loaded_once(two):
     assert loads == [["Loading base model tiny"], ["Base model tiny is loaded"], ["Base model tiny is loaded"]]
 
 
+def test_a_jobs_report_tells_whether_the_base_was_loaded_and_what_that_took(two):
+    runs = [result.of(Done)[0].report["run"] for _, result in two]
+    assert [run["warm"] for run in runs] == [False, True, True]
+    assert runs[0]["load_seconds"] > 1, "of starting Python with torch, at least"
+    assert all(run["load_seconds"] < 1 for run in runs[1:])
+    assert all(run["fetch_seconds"] + run["load_seconds"] <= run["seconds"] for run in runs)
+
+
 def test_a_job_that_fails_takes_the_process_along_and_one_told_to_stop_as_well(two, host, tmp_path, tiny_llama):
     before = two[0][1].pid
     failed = run(host, make(tmp_path / "f", tiny_llama, data=DataSpec(max_seq_length=16)), tmp_path / "failed")

@@ -5,6 +5,7 @@ that was stopped or broke off takes it along (decision 0026).
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -147,7 +148,9 @@ class Host:
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._child: Child | None = None
-        self._base = ""
+        #: What the child has loaded; None before its first job.
+        self._base: str | None = None
+        self._died_early = False
         self._turn: Turn | None = None
         self._idle_since = 0.0
 
@@ -156,9 +159,17 @@ class Host:
         """Of the process that is kept, if one is."""
         return self._child.pid if self._child is not None else None
 
+    def prepare(self, env: Mapping[str, str]) -> None:
+        """Begin a process that has no job yet, where none is kept: torch and its company take it up to 20 s to import.
+
+        It touches no GPU. One that died before it had a job is not begun again: the next job will tell why.
+        """
+        if self._child is None and not self._died_early:
+            self._child = Child(self._argv, stderr=Path(os.devnull), env=env, listens=True)
+
     def start(self, order: Order, base: str, env: Mapping[str, str]) -> Turn:
-        """Begin a job. ``base`` stands for all that the loaded base depends on."""
-        if base != self._base:
+        """Begin a job. ``base`` stands for all that the loaded base depends on; ``env`` is each job's."""
+        if self._base not in {None, base}:
             self.close()
         line = order.model_dump_json().encode() + b"\n"
         child, warm = self._take_kept(line), True
@@ -190,12 +201,17 @@ class Host:
             self._idle_since = self._clock()
             if not turn.ended_well or turn.disturbed:
                 self.close()
-        if self._child is not None and self._clock() - self._idle_since >= self._idle_seconds:
+        if self._child is not None and self._base is None:
+            self._died_early = not self._child.alive
+            if self._died_early:
+                log.warning("the process that was to wait for a job has ended")
+                self.close()
+        elif self._child is not None and self._clock() - self._idle_since >= self._idle_seconds:
             self.close()
 
     def close(self) -> None:
         """Kill the process and wait until it is gone and its memory free."""
-        child, self._child, self._base, self._turn = self._child, None, "", None
+        child, self._child, self._base, self._turn = self._child, None, None, None
         if child is not None:
             child.kill()
             child.wait()

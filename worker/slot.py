@@ -13,10 +13,11 @@ from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
+from models.status import JobKind
 from worker import workspace
 from worker.announce import look
 from worker.host import Host, warm_command
-from worker.supervise import Attempt, Command, child_command
+from worker.supervise import Attempt, Command, child_command, environment
 
 log = get_logger(__name__)
 
@@ -44,8 +45,11 @@ class Slot:
         self._storage = storage
         self._settings = settings
         self._command = command
+        gpus = look(os.environ).gpus
         #: A processor counts as one.
-        self._gpus = max(1, look(os.environ).gpus)
+        self._gpus = max(1, gpus)
+        #: A machine with a GPU has memory to spare for a process that waits.
+        self._prepares = gpus > 0
         self._host = host
         if host is None and command is child_command and settings.warm_seconds:
             self._host = Host(warm_command(), settings.warm_seconds)
@@ -95,12 +99,17 @@ class Slot:
             else:
                 pause = 0.5
                 if not worked:
+                    self._prepare()
                     self._wait(self._settings.poll_seconds)
             if self._host is not None:
                 self._host.settle()
         if self._host is not None:
             self._host.close()
         log.info("slot closed", owner=self.owner)
+
+    def _prepare(self) -> None:
+        if self._host is not None and self._prepares and not self._draining:
+            self._host.prepare(environment(self._settings, JobKind.FINE_TUNE))
 
     def _work_once(self) -> bool:
         with self._database.write() as session:

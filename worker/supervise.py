@@ -93,6 +93,12 @@ def wandb_variables(settings: Settings) -> dict[str, str]:
     return {"WANDB_API_KEY": settings.wandb_key, **server}
 
 
+def environment(settings: Settings, kind: JobKind) -> dict[str, str]:
+    """The variables of a job's process: the same for all jobs of a kind, since the warm process sees many."""
+    env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | child_variables(settings)
+    return env | wandb_variables(settings) if kind == JobKind.FINE_TUNE else env
+
+
 class Attempt:
     """One run of a claimed job."""
 
@@ -164,11 +170,7 @@ class Attempt:
 
     def _start(self, space: Workspace) -> Running:
         """The job's process: for training the warm one, if the worker keeps one; anything else has the GPU alone."""
-        env = {name: value for name, value in os.environ.items() if name not in _SECRETS} | child_variables(
-            self._settings
-        )
-        if self._claim.kind == JobKind.FINE_TUNE:  # each of them: the warm process does not know its next job
-            env |= wandb_variables(self._settings)
+        env = environment(self._settings, self._claim.kind)
         gpus = gpus_of(space.input) if self._claim.kind == JobKind.FINE_TUNE else 1
         if self._host is not None and self._claim.kind == JobKind.FINE_TUNE and gpus == 1:
             return self._host.start(Order.of(space), base_of(space.input), env)

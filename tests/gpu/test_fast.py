@@ -72,10 +72,10 @@ def test_swiglu(width):
 def test_backward_swiglu(width, rank):
     rows = 1111
     gate_up, grad = torch.randn(rows, 2 * width), torch.randn(rows, width + 256)
-    copy, a = gate_up.clone(), torch.randn(256, width)[:rank]
+    copy, a = gate_up.clone(), torch.randn(256, width)[:rank] / max(1, rank) ** 0.5
     total = ops.swiglu_backward_(grad[:, :width], gate_up, grad[:, width : width + rank], a)
     want = reference.swiglu_backward_(grad[:, :width], copy, grad[:, width : width + rank], a)
-    torch.testing.assert_close(gate_up, copy)
+    torch.testing.assert_close(gate_up, copy, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(total, want, rtol=1e-3, atol=1e-3)
 
 

@@ -69,6 +69,7 @@ def run(host: Host, job: TrainingInput, folder: Path) -> Result:
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
     made = Host(warm_command(), idle_seconds=3600)
+    made.prepare(os.environ)
     yield made
     made.close()
 
@@ -190,6 +191,32 @@ def test_the_line_that_ends_a_job_is_not_handed_on(echo: Host, tmp_path: Path):
     assert (code, [json.loads(line)["message"] for line in lines]) == (0, [str(tmp_path / "out")])
     assert IDLE not in lines
     assert order(echo, tmp_path)[0] == pid
+
+
+def test_a_process_that_was_begun_early_takes_the_first_job_whatever_its_base(echo: Host, tmp_path: Path):
+    echo.prepare(os.environ)
+    pid = echo.pid
+    echo.prepare(os.environ)
+    assert order(echo, tmp_path, base="b")[0] == pid
+
+
+def test_a_process_that_waits_for_its_first_job_may_wait_long(echo: Host, clock: Clock):
+    echo.prepare(os.environ)
+    pid, clock.now = echo.pid, 3600
+    echo.settle()
+    assert echo.pid == pid
+
+
+def test_a_process_that_ends_before_its_first_job_is_not_begun_again(echo: Host, tmp_path: Path):
+    echo.prepare(os.environ)
+    child = echo._child
+    assert child is not None
+    child.kill()
+    child.wait()
+    echo.settle()
+    echo.prepare(os.environ)
+    assert echo.pid is None
+    assert order(echo, tmp_path)[1] == 0
 
 
 def test_another_base_gets_another_process(echo: Host, tmp_path: Path):

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -118,7 +119,7 @@ class Graphs:
     def __init__(self, run: Runner, parameters: Sequence[Tensor], device: torch.device) -> None:
         self._run, self._device = run, device
         self._sizes: OrderedDict[Size, _Recorded] = OrderedDict()
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _stream(device)
         self._pool = torch.cuda.MemPool()
         self._gradients = [torch.empty_like(one) for one in parameters]
         self._loss, self._hits = torch.zeros(2, device=device).unbind()
@@ -177,6 +178,16 @@ class Graphs:
         torch._foreach_copy_(self._gradients, found.of_parameters)
         self._loss.copy_(found.loss)
         self._hits.copy_(found.hits)
+
+
+@cache
+def _stream(device: torch.device) -> Any:
+    """One for the whole process: cuBLAS keeps a workspace for every stream that it saw, here outside of any pool."""
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        some = torch.zeros(16, 16, dtype=torch.bfloat16, device=device)
+        torch.addmm(some, some, some)
+    return stream
 
 
 @dataclass

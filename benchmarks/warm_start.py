@@ -4,8 +4,8 @@
 
 Drives the worker's warm process as its slot does: begun before there is a job, it loads the base for a first, cold job
 and has it for the warm ones. `--fresh` begins it with the first job, as a worker that has just started. The first
-step's figures come when the second step is under way, so each time holds one step too many. `--epoch` trains a whole
-epoch, to the adapter. Prints RESULT lines; DIR/warm_start.json has when each line came.
+step's figures come when the second step is under way, so each time holds one step too many. With `--epoch` the last job trains
+a whole epoch, to the adapter. Prints RESULT lines; DIR/warm_start.json has when each line came.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from worker.supervise import child_variables
 from worker.workspace import Workspace
 
 
-def run(host: Host, args: argparse.Namespace, number: int) -> dict[str, Any]:
+def run(host: Host, args: argparse.Namespace, number: int, *, epoch: bool) -> dict[str, Any]:
     """One job; seconds from its order to each kind of line."""
     job = make_job(
         args.work, args.model, samples=args.samples, batch=args.batch,
-        max_steps=None if args.epoch else 3, precision="auto" if args.kind != "tiny" else "float32",
+        max_steps=None if epoch else 3, precision="auto" if args.kind != "tiny" else "float32",
     )  # fmt: skip
     space = Workspace(args.work / f"job-{number}-{time.time_ns()}")
     space.out.mkdir(parents=True)
@@ -85,7 +85,7 @@ def main() -> None:
         prepare(host)
     try:
         for number in range(args.jobs):
-            runs.append(run(host, args, number))
+            runs.append(run(host, args, number, epoch=args.epoch and number == args.jobs - 1))
             (args.out / "warm_start.json").write_text(json.dumps(runs, indent=1) + "\n")
             kind = "cold" if number == 0 else "warm" if runs[-1]["pid"] == runs[-2]["pid"] else "in another process"
             told = ", ".join(f"{name} {seconds}" for name, seconds in runs[-1]["seconds"].items())

@@ -24,6 +24,10 @@ _PASSES: dict[Device, tuple[int, ...]] = {
 #: What a pass costs beside its tokens, in tokens: launches, and dequantizing every weight twice. From the
 #: figures above: 41 ms at 21.5 tokens a ms; the base resident saves some 9 ms.
 _PASS_COST: dict[Device, tuple[int, int]] = {"cuda": (880, 690), "cpu": (40, 5)}
+#: Passes of at most so many tokens are replayed on a GPU's fast path (decision 0035).
+REPLAYED = 8192
+#: Seconds that the host takes to launch a larger one, a block, and operations that an H100 does in a second meanwhile.
+_LAUNCHES, _OPERATIONS = 2e-3, 6e14
 #: A processor's memory is other programs' as well: the plan takes this share of it. A GPU's is the worker's alone.
 _SHARE: dict[Device, float] = {"cuda": 1.0, "cpu": 0.75}
 #: Backward and forward of a frozen linear layer cost the same, so computing it once more adds half.
@@ -257,11 +261,19 @@ def _best(
                 continue
             keep, memory = found
             passes = max(math.ceil(batch_size / samples), math.ceil(batch_size * lengths.mean / tokens))
-            overhead = passes * _PASS_COST[setup.device][resident]
+            overhead = passes * (_PASS_COST[setup.device][resident] + _idle(shape, setup, tokens))
             cost = batch_size * lengths.mean * (1 + _again(shape, setup, keep)) + overhead
             if best is None or cost < best.cost:
                 best = _Candidate(tokens, keep, resident, memory, cost)
     return best
+
+
+def _idle(shape: ModelShape, setup: Setup, tokens: int) -> float:
+    """Tokens that a GPU could have computed while it waits for the launches of a pass: many where a model is small."""
+    if setup.device == "cpu" or not setup.fast_path or tokens <= REPLAYED:
+        return 0.0
+    a_token = 4 * shape.linear_parameters / _OPERATIONS  # seconds
+    return max(0.0, shape.layers * _LAUNCHES / a_token - tokens)
 
 
 def _residence(setup: Setup) -> tuple[bool, ...]:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from core.plan import Lengths, MemoryPlan, plan_memory, predict_pass, step_down
+from core.plan import REPLAYED, Lengths, MemoryPlan, plan_memory, predict_pass, step_down
 from core.specs import FineTuneSpec, HoneSpec, LoraSpec, QuantizationSpec, TrainingSpec
 from tests.core.shapes import LLAMA_7B, SMOLLM2
 
@@ -29,6 +29,13 @@ def test_with_room_all_of_it_is_used():
 def test_a_step_of_few_tokens_asks_for_no_larger_pass():
     assert plan(80, batch_size=2).pass_tokens == 2 * 512
     assert plan(80, batch_size=16).pass_tokens == 16 * 207 + 3 * 155 * 4
+
+
+def test_a_small_models_passes_are_small_enough_to_be_replayed():
+    made = plan_memory(
+        SMOLLM2, make_spec(), available=80 * 10**9, lengths=SEED, batch_size=64, device="cuda", precision="bfloat16"
+    )
+    assert (made.pass_tokens, made.recomputes) == (REPLAYED, False)
 
 
 @pytest.mark.parametrize("gigabytes", [80, 40, 24, 16, 12, 10, 8, 7])

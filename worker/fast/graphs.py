@@ -18,8 +18,6 @@ from torch import Tensor
 from worker.fast.attention import Row
 from worker.sequences import IGNORED
 
-#: The most tokens of a pass that is recorded. Above, the GPU has more to do than the host (H100, Llama-2-7B's shape).
-LARGEST = 8192
 #: What tokens are filled up to a multiple of, and twice that above ``_MANY``.
 _TOKENS, _MANY = 128, 4096
 #: What samples, the longest one's tokens, and the trained tokens are: these to that part of all tokens.

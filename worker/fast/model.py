@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from worker.fast import graphs, ops
+from core.plan import REPLAYED
+from worker.fast import ops
 from worker.fast.block import Block, Keep, Kept
 from worker.fast.fp8 import Fp8Weights
 from worker.fast.graphs import Gradients, Graphs, Pass
@@ -90,7 +91,7 @@ class FastModel:
         """Loss, hits and the adapters' gradients, outside autograd. The next call may overwrite the gradients."""
         if self._graphs is None:
             return self._there_and_back(one)
-        if one.input_ids.numel() > graphs.LARGEST:
+        if one.input_ids.numel() > REPLAYED:
             with self._graphs.inside():
                 return self._there_and_back(one)
         return self._graphs(one)

@@ -4,8 +4,8 @@
 
 Drives the worker's warm process as its slot does: begun before there is a job, it loads the base for a first, cold job
 and has it for the warm ones. `--fresh` begins it with the first job, as a worker that has just started. The first
-step's figures come when the second step is under way, so each time holds one step too many. With `--epoch` the last job trains
-a whole epoch, to the adapter. Prints RESULT lines; DIR/warm_start.json has when each line came.
+step's figures come when the second step is under way, so each time holds one step too many. With `--epoch` the last
+job trains a whole epoch, to the adapter. Prints RESULT lines; DIR/warm_start.json has when each line came.
 """
 
 import argparse

@@ -75,8 +75,8 @@ class Ranks:
                 p.grad = torch.zeros_like(p)
         grads = [p.grad for p in trained if p.grad is not None]
         joined = self.sum(torch.cat([grad.reshape(-1) for grad in grads]))
-        for grad, part in zip(grads, torch.split(joined, [grad.numel() for grad in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+        parts = torch.split(joined, [grad.numel() for grad in grads])
+        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
     def largest(self, numbers: Sequence[int]) -> list[int]:
         """Each number's largest among the ranks."""

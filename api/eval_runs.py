@@ -1,7 +1,8 @@
 """/v1/evals/{id}/runs: run an eval on a model, follow it, and read the scores item by item."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -10,11 +11,12 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from api.deps import CurrentProject, OnceDep, Parts, PartsDep, ReadSession, WriteSession
-from api.evals import get_eval
+from api.eval_schemas import EvalRequest
+from api.evals import create_eval, get_eval
 from api.file_access import require_input
 from api.json_body import StrictJsonRoute
 from api.pagination import After, Order, Page, fetch_page, page_of
-from api.run_items import Needs, items_file_of
+from api.run_items import INLINE, Needs, items_file_of
 from api.run_request import CompletionsSource, HoneRun, InlineSource, JsonlSource, RunRequest
 from api.run_schemas import (
     STATUSES,
@@ -87,28 +89,54 @@ def create_run(
     """Submit a run. Items that come in the request are stored as a file first, so that the job has all it needs."""
     once.look(parts.database)
     with parts.database.read() as session:
-        criteria = _criteria_of(get_eval(session, project_id, eval_id))
-        if isinstance(body.data_source, CompletionsSource):
+        criteria = _criteria(session, project_id, eval_id)
+    with _items_of(parts, project_id, body, criteria) as items_file, parts.database.write() as session:
+        once.begin(session)
+        run, job = _submit(session, parts, project_id, eval_id, body, criteria, items_file)
+        answer = _on_the_wire(session, request, [(run, job)])[0]
+        once.keep(session, answer, status=201)
+    return answer
+
+
+def start_run(
+    definition: EvalRequest | str, body: RunRequest, project_id: str, parts: Parts, *, items_name: str
+) -> tuple[str, str]:
+    """A run of an eval that is there, named by its id, or of a new one. The ids of eval and run.
+
+    A new eval is made in the run's transaction: a run that is refused leaves none behind.
+    """
+    with parts.database.read() as session:
+        criteria = _criteria(session, project_id, definition)
+    with _items_of(parts, project_id, body, criteria, items_name) as items_file, parts.database.write() as session:
+        eval_id = definition if isinstance(definition, str) else create_eval(definition, project_id, session).id
+        run, _ = _submit(session, parts, project_id, eval_id, body, criteria, items_file)
+        return eval_id, run.id
+
+
+@contextmanager
+def _items_of(
+    parts: Parts, project_id: str, body: RunRequest, criteria: Iterable[Criterion], name: str = INLINE
+) -> Iterator[File]:
+    """The file of a run's items; one that is made for the run is taken back if the run does not come to be."""
+    if isinstance(body.data_source, CompletionsSource):
+        with parts.database.read() as session:
             _resolve_model(session, parts, project_id, body.data_source.model)  # before anything is stored
-    items_file = items_file_of(parts, project_id, body, _needs(body, criteria))
+    items_file = items_file_of(parts, project_id, body, _needs(body, criteria), name)
     try:
-        with parts.database.write() as session:
-            once.begin(session)
-            run, job = _submit(session, parts, project_id, eval_id, body, criteria, items_file)
-            answer = _on_the_wire(session, request, [(run, job)])[0]
-            once.keep(session, answer, status=201)
+        yield items_file
     except BaseException:
         if isinstance(body.data_source.source, InlineSource):
             _forget(parts, items_file)
         raise
-    return answer
 
 
 _CRITERIA: TypeAdapter[tuple[Criterion, ...]] = TypeAdapter(tuple[Criterion, ...])
 
 
-def _criteria_of(row: Eval) -> tuple[Criterion, ...]:
-    return _CRITERIA.validate_python(row.testing_criteria["criteria"])
+def _criteria(session: Session, project_id: str, definition: EvalRequest | str) -> tuple[Criterion, ...]:
+    if isinstance(definition, str):
+        return _CRITERIA.validate_python(get_eval(session, project_id, definition).testing_criteria["criteria"])
+    return _CRITERIA.validate_python([criterion.model_dump() for criterion in definition.testing_criteria])
 
 
 def _needs(body: RunRequest, criteria: Iterable[Criterion]) -> Needs:

@@ -14,6 +14,9 @@ from core.errors import InvalidRequestError
 from core.templates import missing_path
 from models.tables import File
 
+#: What a file is called whose items came in the request.
+INLINE = "inline.jsonl"
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -23,15 +26,18 @@ class Needs:
     sample: bool
 
 
-def items_file_of(parts: Parts, project_id: str, body: RunRequest, needs: Needs) -> File:
-    """The file of the run's items, each of which has what the templates name. Raises InvalidRequestError."""
+def items_file_of(parts: Parts, project_id: str, body: RunRequest, needs: Needs, name: str = INLINE) -> File:
+    """The file of the run's items, each of which has what the templates name. Raises InvalidRequestError.
+
+    ``name``: of a new file, when the request brings the items.
+    """
     source = body.data_source.source
     if isinstance(source, InlineSource):
         records = [_record(entry) for entry in source.content]
         _require(records, needs, "data_source.source.content")
         lines = (json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
         report = {"format": "items", "samples": len(records), "problem_count": 0, "problems": []}
-        return store_file(parts, project_id, lines, filename="inline.jsonl", purpose="evals", report=report)
+        return store_file(parts, project_id, lines, filename=name, purpose="evals", report=report)
     param = "data_source.source.id"
     with parts.database.read() as session:
         file = require_input(session, project_id, source.id, purpose="evals", param=param)

@@ -127,12 +127,26 @@ def _render(
     return _TEMPLATES[template](messages, open_answer=open_answer)
 
 
+def one_text(turn: Message, template: PromptTemplate) -> str:
+    """A turn as one text: an instruction with its input joined as the template joins them.
+
+    A turn with this as its content is rendered to the same text, so an evaluation asks what was trained.
+    """
+    if turn.input is None:
+        return turn.content
+    if template == "llama2":
+        return f"Instruction: {turn.content}\nInput: {turn.input}"
+    if template == "alpaca":
+        return f"{turn.content}\n\n### Input:\n{turn.input}"
+    return f"{turn.content}\n\n{turn.input}"
+
+
 # --- The model's own chat template -----------------------------------------------------------------------------------
 
 
 def _chat(messages: tuple[Message, ...], tokenizer: PromptTokenizer, *, open_answer: bool) -> list[Segment]:
     """Render with the tokenizer's template; an answer is what the template adds for it, up to the end token."""
-    turns = [{"role": turn.role, "content": _joined(turn)} for turn in messages]
+    turns = [{"role": turn.role, "content": one_text(turn, "chat")} for turn in messages]
     segments: list[Segment] = []
     done = ""
     for index, turn in enumerate(messages):
@@ -161,10 +175,6 @@ def _up_to_end(answer: str, tokenizer: PromptTokenizer) -> str:
     return answer if end < 0 else answer[: end + len(tokenizer.eos_token)]
 
 
-def _joined(turn: Message) -> str:
-    return turn.content if turn.input is None else f"{turn.content}\n\n{turn.input}"
-
-
 # --- Templates of our own --------------------------------------------------------------------------------------------
 
 
@@ -176,7 +186,7 @@ def _llama2(messages: tuple[Message, ...], *, open_answer: bool) -> list[Segment
         if turn.role == "assistant":
             segments.append(Segment(f" {turn.content}", trained=turn.trained))
             continue
-        question = turn.content if turn.input is None else f"Instruction: {turn.content}\nInput: {turn.input}"
+        question = one_text(turn, "llama2")
         if index == 0 and system:
             question = f"<<SYS>>\n{system}\n<</SYS>>\n\n{question}"
         segments.append(Segment(f"[INST] {question} [/INST]", trained=False))
@@ -193,14 +203,14 @@ def _alpaca(messages: tuple[Message, ...], *, open_answer: bool) -> list[Segment
             segments.append(Segment(turn.content, trained=turn.trained))
             continue
         opening = f"{lead}\n\n" if index == 0 else "\n\n"
-        extra = "" if turn.input is None else f"### Input:\n{turn.input}\n\n"
-        segments.append(Segment(f"{opening}### Instruction:\n{turn.content}\n\n{extra}### Response:\n", trained=False))
+        question = one_text(turn, "alpaca")
+        segments.append(Segment(f"{opening}### Instruction:\n{question}\n\n### Response:\n", trained=False))
     return segments
 
 
 def _none(messages: tuple[Message, ...], *, open_answer: bool) -> list[Segment]:
     """Nothing around the texts: prompt, then completion."""
-    return [Segment(_joined(turn), trained=turn.trained) for turn in messages]
+    return [Segment(one_text(turn, "none"), trained=turn.trained) for turn in messages]
 
 
 _TEMPLATES: dict[str, _Renderer] = {"llama2": _llama2, "alpaca": _alpaca, "none": _none}

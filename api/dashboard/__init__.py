@@ -6,12 +6,12 @@ uPlot for curves (static/vendor/README.md: versions and licences).
 
 from fastapi import FastAPI
 
-from api.dashboard import compare, eval_pages, file_pages, job_form, job_pages, preflight_pages, sessions
+from api.dashboard import compare, eval_form, eval_pages, file_pages, job_form, job_pages, preflight_pages, sessions
 from api.dashboard.assets import PREFIX, Assets
 
 
 def install(app: FastAPI) -> None:
     """Add the pages and their static files."""
     app.mount(PREFIX, Assets())
-    for part in (sessions, job_form, job_pages, file_pages, preflight_pages, eval_pages, compare):
+    for part in (sessions, job_form, job_pages, file_pages, preflight_pages, eval_form, eval_pages, compare):
         app.include_router(part.router)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import select
 
 from api import eval_runs
+from api.dashboard.eval_form import can_be_repeated
 from api.dashboard.page import HEADERS, PageRoute, ViewerDep, go_to, page
 from api.dashboard.scores import Criterion, criteria_of
 from api.deps import PartsDep, ReadSession
@@ -66,10 +67,11 @@ def run_page(
     """One run: scores, counts, and its answers, some at a time."""
     run = eval_runs.retrieve_run(eval_id, run_id, request, viewer.project_id, session)
     ended = run.status not in ("queued", "in_progress")
+    repeatable = can_be_repeated(run.data_source)
     if request.url.path.endswith("/head"):
         if ended:
             return Response(status_code=204, headers={**HEADERS, "HX-Refresh": "true"})
-        return page(request, "run_head.html", run=run, ended=ended)
+        return page(request, "run_head.html", run=run, ended=ended, repeatable=repeatable)
     items = eval_runs.list_output_items(
         eval_id,
         run_id,
@@ -85,6 +87,7 @@ def run_page(
         "run.html",
         run=run,
         ended=ended,
+        repeatable=repeatable,
         eval=get_eval(session, viewer.project_id, eval_id),
         criteria=criteria_of(run.hone.scores),
         items=items,

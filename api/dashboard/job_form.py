@@ -1,7 +1,5 @@
 """A new job: a form made from the specs themselves, the estimate beside it, and refusals at their field."""
 
-import contextlib
-import json
 import re
 import types
 from collections.abc import Mapping
@@ -11,28 +9,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api import estimates, jobs
+from api.dashboard.forms import Refusal, as_refusal, checked, offered_files, parsed, require_storable, typed
 from api.dashboard.page import PageRoute, ViewerDep, go_to, page
 from api.dashboard.settings_table import label_of, title_of
 from api.deps import Parts, PartsDep, ReadSession
 from api.job_schemas import FineTuneRequest, FineTuningJob
-from api.json_body import parse
-from api.validation_message import explain
-from core.errors import HoneError, InvalidRequestError
+from core.errors import HoneError
 from core.specs import DpoSpec, FineTuneSpec, HoneSpec, Hyperparameters
 from models import lifecycle
 from models.status import JobKind
-from models.tables import File
 
 router = APIRouter(route_class=PageRoute)
 
-#: Datasets that a form offers, the newest first; older ones are named by their id.
-_OFFERED = 200
 #: What is open from the start; the rest is one click away, because its defaults are good.
 _FIRST = ("hyperparameters", "lora")
 
@@ -57,14 +50,6 @@ class Section:
     title: str
     inputs: list[Input]
     open: bool
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a form was not taken, and at which field."""
-
-    message: str
-    param: str | None
 
 
 @dataclass(frozen=True)
@@ -137,15 +122,6 @@ def _section(key: str, prefix: str, model: type[BaseModel], values: Mapping[str,
 # --- From the form to a request --------------------------------------------------------------------------------------
 
 
-def _parsed(text: str) -> Any:
-    """What a field's text stands for: a number, true, false, a list of words, or the word itself."""
-    if re.fullmatch(r"[-+]?\d{1,18}", text):
-        return int(text)
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
-    return [word.strip() for word in text.split(",")] if "," in text else text
-
-
 def body_of(form: Mapping[str, str]) -> dict[str, Any]:
     """The body of ``POST /v1/fine_tuning/jobs`` that a form asks for; what was left empty is left out."""
     body: dict[str, Any] = {}
@@ -156,7 +132,7 @@ def body_of(form: Mapping[str, str]) -> dict[str, Any]:
     if kind != "supervised":
         body["method"] = {"type": kind, kind: {"hyperparameters": {}}}
     if seed := form.get("seed", "").strip():
-        body["seed"] = _parsed(seed)
+        body["seed"] = parsed(seed)
     for name, raw in form.items():
         text = raw.strip()
         if not text or "." not in name:
@@ -164,33 +140,23 @@ def body_of(form: Mapping[str, str]) -> dict[str, Any]:
         first, *rest = name.split(".")
         if first == "hyperparameters" or (first == "dpo" and kind == "dpo"):
             method = body.setdefault("method", {"type": kind, kind: {"hyperparameters": {}}})
-            method[kind]["hyperparameters"][rest[-1]] = _parsed(text)
+            method[kind]["hyperparameters"][rest[-1]] = parsed(text)
         elif first == "hone" and len(rest) == 2:
             # A prompt is text whatever it looks like.
-            value = text if rest[1] == "system_prompt" else _parsed(text)
+            value = text if rest[1] == "system_prompt" else parsed(text)
             body.setdefault("hone", {}).setdefault(rest[0], {})[rest[1]] = value
     return body
 
 
 def read_body(body: dict[str, Any]) -> FineTuneRequest:
     """The request, checked as the API checks it. Raises RequestValidationError and InvalidRequestError."""
-    try:
-        parse(json.dumps(body))  # what neither database could store
-    except json.JSONDecodeError as error:
-        raise InvalidRequestError(f"This form can't be stored: {error.msg}.") from None
-    try:
-        return FineTuneRequest.model_validate(body)
-    except ValidationError as error:
-        places = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_context=False)]
-        raise RequestValidationError(places, body=body) from None
+    require_storable(body)
+    return checked(FineTuneRequest, body)
 
 
 def refusal_of(error: HoneError | RequestValidationError) -> Refusal:
     """An error in words, at its field of the form."""
-    if isinstance(error, HoneError):
-        return Refusal(error.message, _field(error.param))
-    told = explain(error, None)
-    return Refusal(told.message, _field(told.param))
+    return as_refusal(error, _field)
 
 
 def _field(param: str | None) -> str | None:
@@ -227,29 +193,24 @@ def values_of(spec: FineTuneSpec) -> dict[str, str]:
 # --- Pages -----------------------------------------------------------------------------------------------------------
 
 
-def _datasets(session: Session, project_id: str) -> list[File]:
-    mine = select(File).where(File.project_id == project_id, File.purpose == "fine-tune")
-    return list(session.scalars(mine.order_by(File.id.desc()).limit(_OFFERED)))
-
-
 def _form_page(
     request: Request,
     session: Session,
     viewer: ViewerDep,
     parts: Parts,
     values: Mapping[str, str],
-    refusal: Refusal | None = None,
+    refused: Refusal | None = None,
     copied: str | None = None,
 ) -> Response:
     return page(
         request,
         "job_form.html",
-        400 if refusal else 200,
+        400 if refused else 200,
         values=values,
         sections=sections(values),
-        datasets=_datasets(session, viewer.project_id),
+        datasets=offered_files(session, viewer.project_id, "fine-tune"),
         catalogue=sorted(parts.catalogue.items()),
-        refusal=refusal,
+        refusal=refused,
         copied=copied,
     )
 
@@ -274,7 +235,7 @@ def new_job_page(
 @router.post("/jobs/new/estimate")
 async def estimate(request: Request, viewer: ViewerDep, parts: PartsDep) -> Response:
     """What the job of a form would take."""
-    values = await _typed(request)
+    values = await typed(request)
     return await run_in_threadpool(_estimate, request, viewer, parts, values)
 
 
@@ -299,15 +260,10 @@ def memory_parts(memory: Mapping[str, Any] | None) -> list[MemoryPart]:
     return made
 
 
-async def _typed(request: Request) -> dict[str, str]:
-    async with request.form(max_files=0, max_fields=100) as form:
-        return {name: value for name, value in form.items() if isinstance(value, str)}
-
-
 @router.post("/jobs")
 async def create(request: Request, viewer: ViewerDep, parts: PartsDep) -> Response:
     """Submit the form."""
-    values = await _typed(request)
+    values = await typed(request)
     return await run_in_threadpool(_create, request, viewer, parts, values)
 
 

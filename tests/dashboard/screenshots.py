@@ -40,6 +40,7 @@ def pages(state: State) -> dict[str, str]:
         "files": "/files",
         "dataset": f"/files/{state.dataset}?model=smollm2-135m-instruct",
         "evaluations": "/evals",
+        "new-evaluation": f"/evals/new?job={state.succeeded}",
         "evaluation": f"/evals/{state.eval_id}/runs/{state.run_id}",
     }
 

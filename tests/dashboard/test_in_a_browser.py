@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
@@ -20,19 +19,6 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 AXE = Path(__file__).parents[1] / "data" / "axe.min.js"
 #: Long enough to be watched, reloaded and outlived by the API; some 30 seconds.
 WATCHED_STEPS = 400
-EVAL: dict[str, Any] = {
-    "name": "Sums",
-    "data_source_config": {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True},
-    "testing_criteria": [
-        {
-            "type": "code_bleu",
-            "name": "Like the original",
-            "lang": "python",
-            "input": "{{sample.output_text}}",
-            "reference": "{{item.completion}}",
-        }
-    ],
-}
 
 
 @dataclass
@@ -136,6 +122,8 @@ def test_empty_pages_say_what_to_do(page: Page, url: str):
     expect(page.get_by_role("link", name="Upload one")).to_be_visible()
     page.goto(f"{url}/evals")
     expect(page.get_by_role("heading", name="No evaluations yet")).to_be_visible()
+    page.get_by_role("link", name="Evaluate a model").click()
+    expect(page.get_by_role("heading", name="First, questions")).to_be_visible()
 
 
 def test_a_broken_file_is_refused_with_its_lines(page: Page, url: str):
@@ -246,13 +234,9 @@ def test_it_ends_and_its_adapter_can_be_downloaded(page: Page, service: Service,
     expect(page.get_by_label("PEFT", exact=True)).to_contain_text("PeftModel.from_pretrained")
     page.locator("summary", has_text="Data").click()
     expect(page.get_by_role("row", name=re.compile("max seq length"))).to_contain_text("90th percentile")
-    start_evaluation(service, made)
 
 
-def start_evaluation(service: Service, made: dict[str, str]) -> None:
-    """Ask for an evaluation as a client does; it runs while other pages are looked at."""
-    client = service.client()
-    job = client.fine_tuning.jobs.retrieve(made["job"])
+def test_an_evaluation_is_started_from_the_form(page: Page, url: str, made: dict[str, str]):
     items = [
         {
             "item": {
@@ -260,22 +244,46 @@ def start_evaluation(service: Service, made: dict[str, str]) -> None:
                 "completion": f"def add_{n}(x):\n    return x + {n}\n",
             }
         }
-        for n in range(4)
+        for n in range(12)
     ]
-    file = client.files.create(file=("items.jsonl", as_lines(items)), purpose="evals")
-    definition = client.evals.create(**EVAL)
-    run = client.evals.runs.create(
-        definition.id,
-        name="Watched on sums",
-        data_source={
-            "type": "completions",
-            "model": job.fine_tuned_model or "",
-            "source": {"type": "file_id", "id": file.id},
-            "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{item.question}}"}]},
-            "sampling_params": {"max_completion_tokens": 24, "temperature": 0},
-        },
-    )
-    made["run"] = f"/evals/{definition.id}/runs/{run.id}"
+    upload(page, url, "items.jsonl", as_lines(items), "evals")
+    page.goto(f"{url}/jobs/{made['job']}")
+    page.get_by_role("link", name="Evaluate", exact=True).click()
+    model = page.get_by_label("Model", exact=True)
+    assert ":watched:" in model.input_value()
+    assert page.get_by_label("Ask its base model too").is_checked()
+    questions = page.get_by_label("Questions")
+    expect(questions).to_have_value("")
+    expect(questions).to_have_accessible_description(re.compile("has no validation file"))
+    page.get_by_role("button", name="Start the evaluation").click()
+    assert questions.evaluate("element => element.validity.valueMissing"), "the browser itself asks for it"
+    questions.select_option(label="items.jsonl · 12 samples")
+    page.get_by_label("How many").fill("all")
+    page.locator("summary", has_text="How answers are made").click()
+    page.get_by_label("Longest answer").fill("24")
+    page.get_by_label("Name").fill("Watched on sums")
+    page.keyboard.press("Enter")
+    number = page.get_by_label("How many")
+    expect(number).to_be_focused()
+    expect(number).to_have_attribute("aria-invalid", "true")
+    expect(number).to_have_accessible_description(re.compile("no number of samples from 1 to 10,000"))
+    expect(page.get_by_role("alert")).to_contain_text("no number of samples")
+    expect(page.get_by_label("Longest answer")).to_have_value("24")
+    number.fill("11")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Watched on sums")
+    made["run"] = page.url.removeprefix(url)
+
+
+def test_what_does_not_count_for_a_choice_is_not_shown(page: Page, url: str):
+    page.goto(f"{url}/evals/new")
+    expect(page.get_by_label("Language")).to_be_visible()
+    page.get_by_label("By", exact=True).select_option("string_check:eq")
+    expect(page.get_by_label("Language")).to_be_hidden()
+    expect(page.get_by_label("Passes from")).to_be_hidden()
+    page.get_by_label("Evaluation", exact=True).select_option(label="CodeBLEU on items.jsonl")
+    expect(page.get_by_label("By", exact=True)).to_be_hidden()
+    expect(page.get_by_label("Expected answer")).to_be_hidden()
 
 
 def test_jobs_are_compared(page: Page, url: str):
@@ -321,6 +329,7 @@ def test_pages_fit_a_phone(browser: Browser, service: Service, url: str, made: d
             f"/files/{made['file']}",
             "/jobs/new",
             "/evals",
+            "/evals/new",
             made["run"],
         ):
             page.goto(url + path)
@@ -335,7 +344,7 @@ def test_an_evaluation_is_opened(page: Page, url: str):
     table = page.get_by_role("table")
     for part in ("CodeBLEU", "n-gram match", "weighted n-gram match", "syntax match", "dataflow match"):
         expect(table.get_by_role("row", name=re.compile(f"^{part} "))).to_be_visible()
-    assert page.locator("article.sample").count() == 4
+    assert page.locator("article.sample").count() == 5
     first = page.locator("article.sample").first
     expect(first.get_by_label("Answer of the tuned model").locator(".tag").first).to_have_text(
         re.compile("parses|does not parse|empty")
@@ -359,6 +368,8 @@ def test_no_page_has_a_serious_violation(
         "/files",
         f"/files/{made['file']}?model=tiny",
         "/evals",
+        f"/evals/new?job={made['job']}",
+        f"/evals/new?from={made['run'].rsplit('/', 1)[1]}",
         made["run"],
         "/jobs/ftjob-none",
     ]

@@ -5,6 +5,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from core.dataset import Message, Sample, to_sample
 from core.errors import TrainingError
+from core.prompts import one_text
 from worker.prompts import encode_prompt, encode_sample
 
 TEMPLATES = ["chat", "llama2", "alpaca", "none"]
@@ -75,6 +76,16 @@ def test_an_evaluations_prompt_is_token_for_token_the_one_of_training(template, 
         assert encoded.input_ids[: len(prompt)] == prompt
         assert encoded.trained[len(prompt)]
         assert each.eos_token_id not in prompt[-1:]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_an_instruction_and_its_input_as_one_text_are_rendered_alike(template, system, tokenizer):
+    turn = INSTRUCTION.messages[0]
+    assert turn.input, "there is something to join"
+    joined = Message("user", one_text(turn, template))
+    apart, together = (encode_prompt((asked,), template, tokenizer, system) for asked in (turn, joined))
+    assert apart == together
 
 
 def test_the_beginning_token_stands_once(llama2_like):

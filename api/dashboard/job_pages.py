@@ -16,6 +16,7 @@ from api.dashboard.settings_table import settings_of
 from api.deps import CatalogueDep, PartsDep, ReadSession, StorageDep
 from api.job_schemas import FineTuningJob, fine_tuning_job
 from api.pagination import After, fetch_page
+from api.run_schemas import STATUSES
 from api.schemas import FileObject, file_object
 from core.catalogue import Catalogue, HubModel
 from models import lifecycle, waiting_line
@@ -133,20 +134,22 @@ def _came_out(
     produced = session.scalars(select(File).where(File.id.in_(wire.result_files)).order_by(File.id))
     results: list[FileObject] = [file_object(file) for file in produced]
     found = evaluations_of(session, viewer.project_id, [job.fine_tuned_model]) if job.fine_tuned_model else []
-    runs = [(run, ran, next(iter(criteria_of(ran.report)), None)) for run, ran in found]
+    runs = [(run, STATUSES[JobStatus(ran.status)], next(iter(criteria_of(ran.report)), None)) for run, ran in found]
     entry = catalogue.get(job.model)
     base_repo = entry.repo if isinstance(entry, HubModel) else None
     return {"results": results, "runs": runs, "base_repo": base_repo}
 
 
-def evaluations_of(session: Session, project_id: str, models: Collection[str]) -> list[tuple[EvalRun, Job]]:
-    """The newest evaluations of these models, with their jobs."""
+def evaluations_of(
+    session: Session, project_id: str, models: Collection[str], limit: int = 20
+) -> list[tuple[EvalRun, Job]]:
+    """The newest evaluations of these models, with their jobs; the newest first."""
     query = (
         select(EvalRun, Job)
         .join(Job, Job.id == EvalRun.job_id)
         .where(Job.project_id == project_id, Job.kind == JobKind.EVALUATION, Job.model.in_(models))
         .order_by(Job.id.desc())
-        .limit(20)
+        .limit(limit)
     )
     return [(run, job) for run, job in session.execute(query)]
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from api.dashboard.shown import NO_BREAK, percent
 
 #: CodeBLEU's parts by their names in ``scores.json``.
 PARTS = {
@@ -33,18 +35,30 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Change:
+    """How much better the tuned model is than its base, taken item by item where the items are known."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def direction(self) -> Literal["good", "bad", "soft"]:
+        """Better or worse only if the whole interval is; a change without one shows nothing."""
+        if self.low is None or self.high is None:
+            return "soft"
+        return "good" if self.low > 0 else "bad" if self.high < 0 else "soft"
+
+
+@dataclass(frozen=True)
 class Line:
     """One part of a score: the model's, and its base's beside it."""
 
     label: str
     tuned: Bar | None
     base: Bar | None
+    change: Change | None
     headline: bool = False
-
-    @property
-    def change(self) -> float | None:
-        """How much better the tuned model is."""
-        return None if self.tuned is None or self.base is None else self.tuned.value - self.base.value
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,8 @@ class Criterion:
     #: What was counted: label, the model's number, the base's.
     counts: list[tuple[str, int | None, int | None]]
     verdict: str | None
+    #: What the intervals are, in a sentence, if there are any.
+    method: str | None
 
     @property
     def headline(self) -> Line | None:
@@ -68,14 +84,15 @@ class Criterion:
 
 def criteria_of(scores: Mapping[str, Any] | None) -> list[Criterion]:
     """The figures of ``scores.json``; none before the run has completed."""
-    return [_criterion(entry) for entry in (scores or {}).get("criteria", [])]
+    method = _method((scores or {}).get("bootstrap"))
+    return [_criterion(entry, method) for entry in (scores or {}).get("criteria", [])]
 
 
-def _criterion(entry: Mapping[str, Any]) -> Criterion:
+def _criterion(entry: Mapping[str, Any], method: str | None) -> Criterion:
     tuned, base = entry.get("model") or {}, entry.get("base") or {}
     score = next((name for name in ("codebleu", "score", "mean") if name in tuned), "codebleu")
-    lines = [Line(_title(entry, score), _bar(tuned, score), _bar(base, score), headline=True)]
-    lines += [Line(title, _bar(tuned, name), _bar(base, name)) for name, title in PARTS.items() if name in tuned]
+    lines = [_line(entry, score, _title(entry, score), headline=True)]
+    lines += [_line(entry, name, title) for name, title in PARTS.items() if name in tuned]
     counts = [(title, tuned.get(name), base.get(name)) for name, title in COUNTS.items() if name in tuned]
     return Criterion(
         name=str(entry.get("name", "")),
@@ -84,8 +101,34 @@ def _criterion(entry: Mapping[str, Any]) -> Criterion:
         threshold=entry.get("pass_threshold"),
         lines=[line for line in lines if line.tuned is not None],
         counts=counts,
-        verdict=(entry.get("verdict") or {}).get("sentence"),
+        verdict=str((entry.get("verdict") or {}).get("sentence") or "").replace(" %", NO_BREAK + "%") or None,
+        method=method if any(line.tuned and line.tuned.low is not None for line in lines) else None,
     )
+
+
+def _method(how: Mapping[str, Any] | None) -> str | None:
+    if not how:
+        return None
+    share = percent(how["confidence"])
+    return (
+        f"Lines and ranges are {share} intervals: {how['resamples']:,} draws of the items, "
+        f"seed {how['seed']}. A change is taken item by item, so its interval is its own. "
+        f"Fewer than {how['fewest_samples']} items have none."
+    )
+
+
+def _line(entry: Mapping[str, Any], name: str, title: str, *, headline: bool = False) -> Line:
+    tuned, base = (_bar(entry.get(side) or {}, name) for side in ("model", "base"))
+    return Line(title, tuned, base, _change(entry, name, tuned, base), headline)
+
+
+def _change(entry: Mapping[str, Any], name: str, tuned: Bar | None, base: Bar | None) -> Change | None:
+    if tuned is None or base is None:
+        return None
+    found = (entry.get("difference") or {}).get(name) or {}
+    if not isinstance(found.get("mean"), int | float):
+        return Change(tuned.value - base.value, None, None)
+    return Change(float(found["mean"]), *_ends(found.get("interval")))
 
 
 def _title(entry: Mapping[str, Any], score: str) -> str:
@@ -96,12 +139,10 @@ def _bar(side: Mapping[str, Any], name: str) -> Bar | None:
     value = side.get(name)
     if not isinstance(value, int | float):
         return None
-    low, high = _interval(side, name)
-    return Bar(float(value), low, high)
+    return Bar(float(value), *_ends((side.get("intervals") or {}).get(name)))
 
 
-def _interval(side: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
-    found = (side.get("intervals") or {}).get(name)
+def _ends(found: Any) -> tuple[float | None, float | None]:
     if isinstance(found, list | tuple) and len(found) == 2:
         return float(found[0]), float(found[1])
     return None, None

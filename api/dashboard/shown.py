@@ -12,6 +12,9 @@ from pygments.lexers import PythonLexer, TextLexer
 
 now = time.time
 
+#: A blank at which a line does not end.
+NO_BREAK = "\u00a0"
+
 _UNITS = ("kB", "MB", "GB", "TB")
 _CODE = HtmlFormatter(nowrap=True, classprefix="c-")
 #: Longer code is shown without colours: the page has to stay quick.
@@ -25,12 +28,12 @@ def size(count: float | None) -> str:
     if count is None:
         return NOTHING
     if count < 1000:
-        return f"{count:.0f} B"
+        return _joined(f"{count:.0f} B")
     value = float(count)
     for unit in _UNITS:
         value /= 1000
         if value < 999.5 or unit == _UNITS[-1]:
-            return f"{value:.3g} {unit}"
+            return _joined(f"{value:.3g} {unit}")
     raise AssertionError
 
 
@@ -54,14 +57,17 @@ def percent(share: float | None) -> str:
     """A share of 1 in percent."""
     if share is None:
         return NOTHING
-    return f"{share * 100:.0f} %" if share >= 0.0995 or share == 0 else f"{share * 100:.2g} %"
+    return _joined(f"{share * 100:.0f} %" if share >= 0.0995 or share == 0 else f"{share * 100:.2g} %")
 
 
 def duration(seconds: float | None) -> str:
     """A length of time in its two largest units."""
     if seconds is None:
         return NOTHING
-    left = max(0, round(seconds))
+    return _joined(_two_units(max(0, round(seconds))))
+
+
+def _two_units(left: int) -> str:
     if left < 60:
         return f"{left} s"
     if left < 3600:
@@ -69,6 +75,11 @@ def duration(seconds: float | None) -> str:
     if left < 86_400:
         return f"{left // 3600} h {left % 3600 // 60} min"
     return f"{left // 86_400} d {left % 86_400 // 3600} h"
+
+
+def _joined(text: str) -> str:
+    """A figure and its unit, which stay on one line."""
+    return text.replace(" ", NO_BREAK)
 
 
 def left_until(at: float | None) -> str:

@@ -5,9 +5,11 @@ only times are moved afterwards, so that not everything has happened this second
 """
 
 import csv
+import io
 import json
 import math
 import re
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from starlette.testclient import TestClient
 from cli.samples import Sample, stdlib_samples
 from core.errors import TrainingError
 from core.resolve import Facts, resolve
-from core.specs import FineTuneSpec
+from core.specs import EvaluationSpec, FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
@@ -27,9 +29,14 @@ from models.lifecycle import Claim
 from models.tables import Checkpoint, EvalOutputItem, EvalRun, FineTunedModel, Job, JobEvent, StepMetric, Worker
 from tests.api.driving import _artifact, claim
 from tests.core.shapes import LLAMA_7B, SMOLLM2
-from worker.protocol import Event, Step
+from worker.answer import Answer
+from worker.grading import Grading
+from worker.items import Item
+from worker.kept import Kept
+from worker.protocol import Event, LineWriter, Step
 from worker.record import record
-from worker.scoring import Scorer
+from worker.score_plot import plot_scores
+from worker.score_report import Asked, make_report, write_items
 
 RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "h100-2026-11-24" / "smollm2"
 LLAMA = "meta-llama/Llama-2-7b-hf"
@@ -47,6 +54,7 @@ EVAL: dict[str, Any] = {
         }
     ],
 }
+_NO_TIMES: dict[str, Any] = {"seconds": 0.0, "made_tokens": 0, "kept": 0}
 HARDWARE: dict[str, Any] = {
     "device": "cuda",
     "gpu": "NVIDIA H100 80GB HBM3",
@@ -84,16 +92,23 @@ class Maker:
         reviews = self.upload(
             "review-comments.jsonl", [sample.training_line() for sample in samples[1300:1500]], "fine-tune"
         )
-        items = self.upload("held-out.jsonl", [sample.item_line() for sample in samples[:60]], "evals")
+        held_out = self.upload(
+            "stdlib-validation.jsonl", [sample.training_line() for sample in samples[1260:1300]], "fine-tune"
+        )
+        items = self.upload("held-out.jsonl", [sample.item_line() for sample in samples[:40]], "evals")
         slow = self.submit("stdlib-lr-2e-4", SMOLLM, dataset, {"training": {"learning_rate": 2e-4}})
         self.succeed(self.claim(), "step_metrics-lr2e-4.csv")
-        good = self.submit("stdlib-r16", SMOLLM, dataset, {})
+        good = self.submit("stdlib-r16", SMOLLM, dataset, {}, validation_file=held_out)
         self.succeed(self.claim(), "step_metrics.csv")
         failed = self.submit("review-bot", LLAMA, reviews, {"lora": {"r": 64, "alpha": 128}})
         self.fail(self.claim())
         cancelled = self.submit("review-bot-small", LLAMA, reviews, {})
         self.cancel(self.claim())
-        eval_id, run_id = self.evaluate(good, items, samples[:12])
+        eval_id = str(self.http.post("/v1/evals", json=EVAL).raise_for_status().json()["id"])
+        run_id = self.ask(eval_id, good, items, "stdlib-r16 on held-out")
+        self.answer(samples[:40], 2)
+        self.ask(eval_id, slow, items, "stdlib-lr-2e-4 on held-out")
+        self.answer(samples[:40], 1)
         paused = self.submit("night-run", SMOLLM, dataset, {})
         self.run(self.claim(), "step_metrics-lr8e-3.csv", until=64, pause=True)
         changed = {"lora": {"r": 32, "alpha": 64}, "training": {"lr_scheduler": "linear"}}
@@ -101,6 +116,7 @@ class Maker:
         self.run(self.claim(), "step_metrics-lr1.3e-3.csv", until=97)
         first = self.submit("review-bot-r16", LLAMA, reviews, {"lora": {"r": 16}})
         second = self.submit("stdlib-llama-long", LLAMA, dataset, {"training": {"max_steps": 4000}})
+        self.ask(eval_id, good, items, "stdlib-r16 once more")
         self.age({slow: 49, good: 26, failed: 7, cancelled: 5, paused: 2.5, running: 1.4, first: 0.7, second: 0.2})
         return State(running, good, [good, slow], dataset, eval_id, run_id)
 
@@ -110,8 +126,8 @@ class Maker:
         answer = self.http.post("/v1/files", data={"purpose": purpose}, files={"file": (name, "".join(lines).encode())})
         return str(answer.raise_for_status().json()["id"])
 
-    def submit(self, suffix: str, model: str, file: str, hone: dict[str, Any]) -> str:
-        body = {"model": model, "training_file": file, "suffix": suffix, "seed": 42, "hone": hone}
+    def submit(self, suffix: str, model: str, file: str, hone: dict[str, Any], **more: str) -> str:
+        body = {"model": model, "training_file": file, "suffix": suffix, "seed": 42, "hone": hone, **more}
         return str(self.http.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()["id"])
 
     # --- A worker's side ----------------------------------------------------------------------------------------------
@@ -128,7 +144,11 @@ class Maker:
                 "trainable_parameters": trainable,
                 "trainable_percent": round(100 * trainable / parameters, 2),
             },
-            "dataset": {"train_samples": 1190, "validation_samples": 12, "tokens_per_epoch": 232_889},
+            "dataset": {
+                "train_samples": 1190,
+                "validation_samples": 40 if self.spec_of(taken)["validation_file"] else 12,
+                "tokens_per_epoch": 232_889,
+            },
             "hardware": HARDWARE,
         }
         every = max(1, total // 10)
@@ -217,61 +237,37 @@ class Maker:
         with self.database.write() as session:
             lifecycle.confirm_cancelled(session, taken)
 
-    def evaluate(self, job_id: str, items: str, samples: list[Sample]) -> tuple[str, str]:
-        """An evaluation of a job's model: answers made up, scores by the scorer, corpus figures of a measured run."""
-        eval_id = self.http.post("/v1/evals", json=EVAL).raise_for_status().json()["id"]
+    def ask(self, eval_id: str, job_id: str, items: str, name: str) -> str:
         model = self.http.get(f"/v1/fine_tuning/jobs/{job_id}").raise_for_status().json()["fine_tuned_model"]
         turn = {"type": "message", "role": "user", "content": {"type": "input_text", "text": "{{item.instruction}}"}}
         source = {
             "type": "completions", "model": model, "source": {"type": "file_id", "id": items},
             "input_messages": {"type": "template", "template": [turn]},
         }  # fmt: skip
-        body = {"name": "stdlib-r16 on held-out", "data_source": source}
-        run_id = self.http.post(f"/v1/evals/{eval_id}/runs", json=body).raise_for_status().json()["id"]
+        answer = self.http.post(f"/v1/evals/{eval_id}/runs", json={"name": name, "data_source": source})
+        return str(answer.raise_for_status().json()["id"])
+
+    def answer(self, samples: list[Sample], skill: int) -> None:
+        """A worker's side of an evaluation: answers made up, all else by the worker's own functions."""
         taken = self.claim()
-        with Scorer() as scorer:
-            rows = [self.item(scorer, taken.job_id, place, sample) for place, sample in enumerate(samples)]
-        scores = json.loads((RUNS / "scores.json").read_text())
-        scores["criteria"][0]["name"] = EVAL["testing_criteria"][0]["name"]
+        spec = EvaluationSpec.model_validate(self.spec_of(taken))
+        items = [
+            Item(line, {"instruction": sample.instruction, "completion": sample.output}, ())
+            for line, sample in enumerate(samples, start=1)
+        ]
+        sides = {
+            "model": [tuned(sample.output, place, skill) for place, sample in enumerate(samples)],
+            "base": [untuned(sample.output, place) for place, sample in enumerate(samples)],
+        }
+        answers = {side: [Answer(text, len(text) // 3, "stop") for text in texts] for side, texts in sides.items()}
+        asked = Asked([item.fields["instruction"] for item in items], [41] * len(items), **answers, **_NO_TIMES)
+        report, made = judge(spec, items, asked)
         with self.database.write() as session:
             job, run = session.get_one(Job, taken.job_id), session.get_one(EvalRun, taken.job_id)
+            rows = [output_item(run.id, json.loads(line)) for line in made["items.jsonl"].splitlines()]
             lifecycle.replace_items(session, taken, run, rows)
-            files = [
-                _artifact(self.storage, job, name, (RUNS / name).read_bytes())
-                for name in ("scores.json", "codebleu.png")
-            ]
-            lifecycle.succeed(session, taken, files, report=scores)
-        return eval_id, run_id
-
-    def item(self, scorer: Scorer, run_id: str, place: int, sample: Sample) -> EvalOutputItem:
-        tuned = reworded(sample.output, place)
-        base = [
-            "Here is a function that does that:\n\n    def f(x):\n        return x",
-            sample.output.splitlines()[0] + "\n    pass",
-            "def main(:\n    print('todo')",
-        ][place % 3]
-        how: dict[str, Any] = {"lang": "python", "weights": (0.25, 0.25, 0.25, 0.25)}
-        found = [scorer.score(answer, sample.output, **how) for answer in (tuned, base)]
-        told = [
-            {
-                "name": "CodeBLEU",
-                "type": "code_bleu",
-                "score": score.codebleu,
-                "passed": score.passes(0.5),
-                "parts": score.parts,
-                "parse": score.parse,
-            }
-            for score in found
-        ]
-        answers = [
-            {"output_text": text, "code": text, "finish_reason": "stop", "prompt_tokens": 41, "tokens": len(text) // 3}
-            for text in (tuned, base)
-        ]
-        return EvalOutputItem(
-            run_id=run_id, position=place, status="pass" if told[0]["passed"] else "fail",
-            item={"instruction": sample.instruction, "completion": sample.output}, sample=answers[0], base=answers[1],
-            results={"results": [told[0] | {"base": told[1]}]},
-        )  # fmt: skip
+            files = [_artifact(self.storage, job, name, content) for name, content in made.items()]
+            lifecycle.succeed(session, taken, files, report=report)
 
     def age(self, hours: dict[str, float]) -> None:
         """Move jobs, and what happened to them, into the past."""
@@ -308,19 +304,45 @@ def facts(*, llama: bool) -> Facts:
     )
 
 
-def reworded(code: str, place: int) -> str:
-    """Code as a model might have written it: other names, now and then a line less."""
-    names = {
-        "self": "self",
-        "result": "out",
-        "value": "val",
-        "name": "label",
-        "line": "row",
-        "key": "k",
-        "args": "arguments",
-    }
+def judge(spec: EvaluationSpec, items: list[Item], asked: Asked) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The worker's report of answers, and its files."""
+    with Grading(spec.criteria, items, Kept(), LineWriter(io.StringIO())) as grading:
+        for place in range(len(items)):
+            grading.put("model", place, asked.model[place])
+            grading.put("base", place, (asked.base or [])[place])
+        judged = grading.finish()
+    report = make_report(spec, len(items), judged["model"], judged["base"], None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_items(folder / "items.jsonl", items, judged["model"], judged["base"], asked)
+        plot_scores(report, folder / "codebleu.png")
+        (folder / "scores.json").write_text(json.dumps(report))
+        return report, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def output_item(run_id: str, line: dict[str, Any]) -> EvalOutputItem:
+    """A line of items.jsonl as the worker stores it."""
+    return EvalOutputItem(
+        run_id=run_id, position=line["position"], status=line["status"], item=line["item"], sample=line["sample"],
+        base=line["base"], results={"results": line["results"]},
+    )  # fmt: skip
+
+
+def tuned(code: str, place: int, skill: int) -> str:
+    """Code as a tuned model might have written it: ``skill`` of five with other names, else a beginning and a guess."""
+    names = {"result": "out", "value": "val", "name": "label", "line": "row", "key": "k", "args": "arguments"}
     changed = re.sub(r"\b[a-z_]+\b", lambda found: names.get(found[0], found[0]), code)
     lines = [line for line in changed.splitlines() if not line.strip().startswith("#")]
-    if place % 3 == 2 and len(lines) > 3:
-        del lines[-2]
+    if place % 5 >= skill:
+        lines = [*lines[: 1 + len(lines) // (2 + place % 5)], "    return None"]
     return "\n".join(lines)
+
+
+def untuned(code: str, place: int) -> str:
+    """Code as a small base model might have written it."""
+    return [
+        "Here is a function that does that:\n\n    def f(x):\n        return x",
+        code.splitlines()[0] + "\n    pass",
+        "def main(:\n    print('todo')",
+        "\n".join(code.splitlines()[:2]) + "\n    return None",
+    ][place % 4]

@@ -344,6 +344,10 @@ def test_an_evaluation_is_opened(page: Page, url: str):
     table = page.get_by_role("table")
     for part in ("CodeBLEU", "n-gram match", "weighted n-gram match", "syntax match", "dataflow match"):
         expect(table.get_by_role("row", name=re.compile(f"^{part} "))).to_be_visible()
+    headline = table.get_by_role("row", name=re.compile("^CodeBLEU "))
+    expect(headline.get_by_text("95 % interval")).to_have_count(3)  # tuned, base, and the change
+    assert headline.locator(".interval-over").count() == 2
+    expect(page.get_by_text("95 % intervals: 2,000 draws of the items, seed 42")).to_be_visible()
     assert page.locator("article.sample").count() == 5
     first = page.locator("article.sample").first
     expect(first.get_by_label("Answer of the tuned model").locator(".tag").first).to_have_text(

@@ -10,11 +10,12 @@ from starlette.testclient import TestClient
 
 from api.dashboard import assets, page
 from api.dashboard.preflight_pages import histogram_of
-from api.dashboard.scores import criteria_of
+from api.dashboard.scores import Change, criteria_of
+from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.tables import ApiKey, EvalOutputItem, File, Job
-from tests.api.driving import submit, upload
+from tests.api.driving import EVAL, ITEMS, evaluate, run_body, submit, train, upload
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 TEMPLATES = Path(page.__file__).with_name("templates")
@@ -153,10 +154,64 @@ def test_scores_are_read_with_their_intervals_and_without():
     [criterion] = criteria_of({"criteria": [entry]})
     assert criterion.headline is not None
     assert criterion.headline.tuned is not None
-    assert (criterion.headline.tuned.low, criterion.headline.tuned.high, criterion.headline.change) == (0.4, 0.6, -0.25)
+    assert (criterion.headline.tuned.low, criterion.headline.tuned.high) == (0.4, 0.6)
+    assert criterion.headline.change == Change(-0.25, None, None)
+    assert criterion.headline.change.direction == "soft"
+    assert criterion.method is None
     assert [line.label for line in criterion.lines] == ["CodeBLEU", "n-gram match"]
     assert criterion.verdict == "Worse."
     assert criteria_of(None) == []
     plain = {"name": "n", "type": "string_check", "model": {"score": 1.0}, "base": None}
     [criterion] = criteria_of({"criteria": [plain]})
     assert [line.label for line in criterion.lines] == ["string check"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "direction"),
+    [([0.01, 0.2], "good"), ([-0.2, -0.01], "bad"), ([-0.01, 0.2], "soft"), ([0.0, 0.2], "soft"), (None, "soft")],
+)
+def test_a_change_is_good_or_bad_only_if_its_whole_interval_is(interval: list[float] | None, direction: str):
+    difference = {"codebleu": {"mean": 0.09, "interval": interval, "samples": 12}}
+    sides = {"model": {"codebleu": 0.5, "intervals": {"codebleu": [0.4, 0.6]}}, "base": {"codebleu": 0.4}}
+    bootstrap = {"confidence": 0.95, "resamples": 2000, "seed": 42, "fewest_samples": 10}
+    entry = {"name": "n", "type": "code_bleu", **sides, "difference": difference}
+    [criterion] = criteria_of({"criteria": [entry], "bootstrap": bootstrap})
+    assert criterion.headline is not None
+    assert criterion.headline.change is not None
+    assert (criterion.headline.change.value, criterion.headline.change.direction) == (0.09, direction)
+    assert criterion.method is not None
+    assert "95\u00a0% intervals: 2,000 draws of the items, seed 42" in criterion.method
+
+
+def test_compared_scores_are_of_the_same_questions_where_there_are_some(
+    browser: TestClient, http: TestClient, database: Database, storage: Storage
+):
+    jobs = [submit(http, suffix=name)["id"] for name in ("a", "b")]
+    for _ in jobs:
+        train(database, storage)
+    models = [http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["fine_tuned_model"] for job_id in jobs]
+    page_of = "/compare?" + "&".join(f"job={job_id}" for job_id in jobs)
+    assert "none yet" not in browser.get(page_of).text
+    eval_id = http.post("/v1/evals", json=EVAL).json()["id"]
+
+    def run(model: str, content: bytes, name: str) -> str:
+        body = run_body({"type": "file_id", "id": upload(http, content, "evals")}, name=name)
+        body["data_source"]["model"] = model
+        run_id = str(http.post(f"/v1/evals/{eval_id}/runs", json=body).json()["id"])
+        evaluate(database, storage)
+        return run_id
+
+    def shown() -> list[str]:
+        return re.findall(r"/evals/[^/\"]+/runs/([^/\"]+)\"", browser.get(page_of).text)
+
+    first = run(models[0], ITEMS, "first")
+    assert shown() == [first]
+    assert "none yet" in browser.get(page_of).text
+    other = run(models[1], ITEMS.splitlines(keepends=True)[0], "other")
+    assert shown() == [first, other]
+    assert browser.get(page_of).text.count("other questions or judge") == 1
+    # The same questions in a file of their own; what is newer but alone does not count.
+    same = run(models[1], ITEMS, "same")
+    run(models[0], ITEMS.splitlines(keepends=True)[1], "alone")
+    assert shown() == [first, same]
+    assert "other questions" not in browser.get(page_of).text

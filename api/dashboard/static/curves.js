@@ -19,7 +19,7 @@ function colour(name) {
 
 function figure(field, value) {
   if (value === null || value === undefined) return "–";
-  if (field === "peak_memory") return value >= 1e9 ? `${(value / 1e9).toPrecision(3)} GB` : `${(value / 1e6).toPrecision(3)} MB`;
+  if (field === "peak_memory") return value >= 1e9 ? `${(value / 1e9).toPrecision(3)}\u00a0GB` : `${(value / 1e6).toPrecision(3)}\u00a0MB`;
   if (field === "learning_rate") return value === 0 ? "0" : value.toExponential(1).replace("e-", "e−");
   if (field === "tokens_per_second") return Math.round(value).toLocaleString("en");
   return value.toFixed(3);

@@ -90,6 +90,14 @@ def left_until(at: float | None) -> str:
     return f"{duration(left)} left" if left > 0 else "any moment now"
 
 
+def until(at: float | None) -> str:
+    """When something will be."""
+    if at is None:
+        return NOTHING
+    left = at - now()
+    return f"in {duration(left)}" if left > 0 else "any moment now"
+
+
 def moment(at: float | None) -> Markup | str:
     """A time as how long ago it was, with the full time as its title."""
     if at is None:
@@ -140,6 +148,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "duration": duration,
     "left_until": left_until,
+    "until": until,
     "moment": moment,
     "place": place,
     "code": code,

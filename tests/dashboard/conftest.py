@@ -9,6 +9,7 @@ from api.main import create_app
 from core.settings import Settings
 from core.storage import Storage
 from models.database import Database
+from models.tables import WebhookDelivery
 from tests.api import conftest as api
 from tests.api.driving import EVAL, ITEMS, evaluate, run_body, submit, train, upload
 from tests.dashboard.signing_in import SAME_ORIGIN, sign_in
@@ -35,7 +36,18 @@ def there(http: TestClient, database: Database, storage: Storage) -> dict[str, s
     run_id = http.post(f"/v1/evals/{eval_id}/runs", json=run_body(source)).json()["id"]
     evaluate(database, storage)
     checkpoint_id = http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"][0]["id"]
+    endpoint = {"name": "ours", "url": "https://example.com/hook", "event_types": ["eval.run.succeeded"]}
+    endpoint_id = http.post("/v1/webhook_endpoints", json=endpoint).json()["id"]
+    with database.write() as session:
+        sent = {"event_id": "evt_1", "event_type": "eval.run.succeeded", "body": "{}", "status": "delivered"}
+        tries = {"tries": [{"at": 1.0, "seconds": 0.1, "status_code": 204, "error": None}]}
+        delivery = WebhookDelivery(endpoint_id=endpoint_id, tries_left=7, next_try_at=None, log=tries, **sent)
+        session.add(delivery)
+        session.flush()
+        delivery_id = delivery.id
     return {
+        "endpoint_id": endpoint_id,
+        "delivery_id": delivery_id,
         "job_id": job["id"],
         "file_id": job["training_file"],
         "eval_id": eval_id,

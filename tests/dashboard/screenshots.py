@@ -41,6 +41,8 @@ def pages(state: State) -> dict[str, str]:
         "dataset": f"/files/{state.dataset}?model=smollm2-135m-instruct",
         "evaluations": "/evals",
         "new-evaluation": f"/evals/new?job={state.succeeded}",
+        "webhooks": "/webhooks",
+        "webhook": f"/webhooks/{state.endpoint}",
         "evaluation": f"/evals/{state.eval_id}/runs/{state.run_id}",
     }
 

@@ -20,13 +20,25 @@ from starlette.testclient import TestClient
 
 from cli.samples import Sample, stdlib_samples
 from core.errors import TrainingError
+from core.ids import new_id
 from core.resolve import Facts, resolve
 from core.specs import EvaluationSpec, FineTuneSpec
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
-from models.tables import Checkpoint, EvalOutputItem, EvalRun, FineTunedModel, Job, JobEvent, StepMetric, Worker
+from models.tables import (
+    Checkpoint,
+    EvalOutputItem,
+    EvalRun,
+    FineTunedModel,
+    Job,
+    JobEvent,
+    StepMetric,
+    WebhookDelivery,
+    Worker,
+)
+from models.webhooks import EVENT_TYPES, PAUSES, event_body
 from tests.api.driving import _artifact, claim
 from tests.core.shapes import LLAMA_7B, SMOLLM2
 from worker.answer import Answer
@@ -74,6 +86,7 @@ class State:
     dataset: str
     eval_id: str
     run_id: str
+    endpoint: str
 
 
 class Maker:
@@ -117,8 +130,9 @@ class Maker:
         first = self.submit("review-bot-r16", LLAMA, reviews, {"lora": {"r": 16}})
         second = self.submit("stdlib-llama-long", LLAMA, dataset, {"training": {"max_steps": 4000}})
         self.ask(eval_id, good, items, "stdlib-r16 once more")
+        endpoint = self.webhooks(good, run_id, failed)
         self.age({slow: 49, good: 26, failed: 7, cancelled: 5, paused: 2.5, running: 1.4, first: 0.7, second: 0.2})
-        return State(running, good, [good, slow], dataset, eval_id, run_id)
+        return State(running, good, [good, slow], dataset, eval_id, run_id, endpoint)
 
     # --- A user's side ------------------------------------------------------------------------------------------------
 
@@ -268,6 +282,40 @@ class Maker:
             lifecycle.replace_items(session, taken, run, rows)
             files = [_artifact(self.storage, job, name, content) for name, content in made.items()]
             lifecycle.succeed(session, taken, files, report=report)
+
+    def webhooks(self, job_id: str, run_id: str, failed_id: str) -> str:
+        """Two endpoints, and deliveries to one: taken, taken at the third try, given up, and one that waits."""
+        for name, url in (
+            ("night shift", "https://pager.example.com/hone"),
+            ("ci", "https://ci.example.com/hooks/hone"),
+        ):
+            body = {"name": name, "url": url, "event_types": list(EVENT_TYPES.values())[:3]}
+            endpoint = self.http.post("/v1/webhook_endpoints", json=body).raise_for_status().json()["id"]
+        now = time.time()
+        busy = [(503, None, 0.31), (None, "no answer within 10 s", 10.0)]
+        sent: list[tuple[str, str, str, list[tuple[int | None, str | None, float]], float]] = [
+            ("fine_tuning.job.succeeded", job_id, "delivered", [*busy, (204, None, 0.21)], 49),
+            ("fine_tuning.job.failed", failed_id, "failed", [(410, None, 0.12)] * 8, 30),
+            ("eval.run.succeeded", run_id, "delivered", [(204, None, 0.08)], 3),
+            ("fine_tuning.job.cancelled", job_id, "pending", busy, 0.1),
+        ]
+        with self.database.write() as session:
+            for event_type, subject, status, tries, hours in sent:
+                at = now - 3600 * hours
+                log = [
+                    {"at": at + sum(PAUSES[:n]), "seconds": took, "status_code": code, "error": error}
+                    for n, (code, error, took) in enumerate(tries)
+                ]
+                event_id = new_id("evt_")
+                session.add(
+                    WebhookDelivery(
+                        endpoint_id=endpoint, event_id=event_id, event_type=event_type, status=status, created_at=at,
+                        body=event_body(event_id, event_type, subject, at), tries=len(tries), tries_left=8 - len(tries),
+                        log={"tries": log}, next_try_at=now + 1700 if status == "pending" else None,
+                    )
+                )  # fmt: skip
+                session.flush()
+        return str(endpoint)
 
     def age(self, hours: dict[str, float]) -> None:
         """Move jobs, and what happened to them, into the past."""

@@ -4,7 +4,17 @@ import pytest
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
-from api.dashboard import compare, eval_form, eval_pages, file_pages, job_form, job_pages, preflight_pages, sessions
+from api.dashboard import (
+    compare,
+    eval_form,
+    eval_pages,
+    file_pages,
+    job_form,
+    job_pages,
+    preflight_pages,
+    sessions,
+    webhook_pages,
+)
 from api.dashboard.page import COOKIE, local_path
 from api.main import create_app
 from core.settings import Settings
@@ -16,7 +26,7 @@ from tests.dashboard.signing_in import SAME_ORIGIN, sign_in
 
 def routes() -> list[tuple[str, str]]:
     """Method and path of every page."""
-    parts = (compare, eval_form, eval_pages, file_pages, job_form, job_pages, preflight_pages, sessions)
+    parts = (compare, eval_form, eval_pages, file_pages, job_form, job_pages, preflight_pages, sessions, webhook_pages)
     found = [(method, route.path) for part in parts for route in part.router.routes for method in sorted(route.methods)]  # type: ignore[attr-defined]
     assert len(found) > 25
     return found
@@ -53,7 +63,7 @@ def test_another_projects_things_are_not_found(settings: Settings, other_key: st
         for asked_for in (f"/jobs/new?from={there['job_id']}", f"/evals/new?job={there['job_id']}"):
             assert client.get(asked_for).status_code == 404
         assert client.get(f"/evals/new?from={there['run_id']}").status_code == 404
-        for path in ("/", "/files", "/evals", "/jobs/new", "/evals/new"):
+        for path in ("/", "/files", "/evals", "/jobs/new", "/evals/new", "/webhooks"):
             assert not any(mine in client.get(path).text for mine in there.values()), path
 
 

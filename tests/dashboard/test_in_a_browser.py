@@ -331,6 +331,7 @@ def test_pages_fit_a_phone(browser: Browser, service: Service, url: str, made: d
             "/evals",
             "/evals/new",
             made["run"],
+            "/webhooks",
         ):
             page.goto(url + path)
             width = page.evaluate("document.documentElement.scrollWidth")
@@ -357,6 +358,31 @@ def test_an_evaluation_is_opened(page: Page, url: str):
     expect(first.get_by_label("Code of the reference").locator(".c-k").first).to_have_text("def")
 
 
+def test_a_webhook_is_made_and_its_secret_shown_once(page: Page, url: str, made: dict[str, str]):
+    page.goto(f"{url}/files")
+    page.get_by_role("link", name="Webhooks").click()
+    expect(page.get_by_role("heading", name="No webhooks yet")).to_be_visible()
+    page.get_by_label("Name").fill("ours")
+    page.get_by_label("Address").fill("http://127.0.0.1/hook")
+    page.keyboard.press("Enter")
+    address = page.get_by_label("Address")
+    expect(address).to_be_focused()
+    expect(address).to_have_accessible_description(re.compile("begins with https://"))
+    address.fill("https://receiver.invalid/hook")
+    events = page.get_by_role("group", name="Tell it when")
+    for box in events.get_by_role("checkbox").all():
+        box.uncheck()
+    events.get_by_label("eval.run.failed").check()
+    page.get_by_role("button", name="Make the endpoint").click()
+    expect(page.get_by_text("Its secret, shown this once.")).to_be_visible()
+    secret = page.locator(".secret code").inner_text()
+    page.get_by_role("link", name="Webhooks").first.click()
+    page.get_by_role("link", name="ours").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("ours")
+    assert secret not in page.content()
+    made["webhook"] = page.url.removeprefix(url)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_page_has_a_serious_violation(
     theme: str, browser: Browser, service: Service, url: str, seen: Seen, made: dict[str, str]
@@ -375,6 +401,8 @@ def test_no_page_has_a_serious_violation(
         f"/evals/new?job={made['job']}",
         f"/evals/new?from={made['run'].rsplit('/', 1)[1]}",
         made["run"],
+        "/webhooks",
+        made["webhook"],
         "/jobs/ftjob-none",
     ]
     script = AXE.read_text()

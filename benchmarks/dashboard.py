@@ -93,6 +93,8 @@ def seed(database: Database) -> tuple[str, dict[str, str]]:
         "compare three": "/compare?" + "&".join(f"job={job['id']}" for job in jobs[-3:]),
         "files": "/files",
         "evaluations": "/evals",
+        "new evaluation": "/evals/new",
+        "webhooks": "/webhooks",
         "an evaluation": f"/evals/{eval_row.id}/runs/{run_id}",
     }
     return key, pages

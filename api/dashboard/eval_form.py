@@ -243,8 +243,9 @@ def values_of_run(session: Session, project_id: str, run_id: str) -> dict[str, s
 
 def can_be_repeated(data_source: Mapping[str, Any]) -> bool:
     """Whether the form can hold what a run was asked: a model, by one question with or without a system message."""
-    turns = data_source.get("input_messages", {}).get("template", [])
-    return data_source["type"] == "completions" and _is_simple([TemplateTurn.model_validate(turn) for turn in turns])
+    if data_source.get("type") != "completions":
+        return False
+    return _is_simple([TemplateTurn.model_validate(turn) for turn in data_source["input_messages"]["template"]])
 
 
 def _is_simple(turns: Sequence[TemplateTurn | TemplateMessage]) -> bool:

@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
@@ -190,8 +190,8 @@ def test_a_split_over_the_limit_of_uploads_is_refused(http: TestClient, hub: Fak
 
 
 def child_of_this_process() -> int:
-    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "core.hub_child"], capture_output=True, check=True)
-    return int(found.stdout.split()[0])
+    [child] = [one for one in psutil.Process().children() if "core.hub_child" in one.cmdline()]
+    return int(child.pid)
 
 
 def half_way(http: TestClient, hub: FakeHub) -> str:

@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from api.base_cards import BaseCards
+from api.import_runs import ImportRuns
 from api.key_cache import KeyCache
 from api.once import ONCE, Once, json_body
 from api.preflight_runs import PreflightRuns
@@ -32,6 +33,7 @@ class Parts:
     celery: Celery
     cards: BaseCards
     preflights: PreflightRuns
+    imports: ImportRuns
     keys: KeyCache = field(default_factory=KeyCache)
 
 

@@ -20,6 +20,7 @@ from api import (
     files,
     graders,
     health,
+    imports,
     jobs,
     models,
     multipart_uploads,
@@ -30,6 +31,7 @@ from api import (
 from api.base_cards import BaseCards
 from api.deps import LifespanState, Parts
 from api.errors import install_error_handlers
+from api.import_runs import ImportRuns
 from api.middleware import BodyLimit, RefuseNul, RequestLog
 from api.orphans import OrphanSweep
 from api.preflight_runs import PreflightRuns
@@ -59,6 +61,7 @@ def make_parts(settings: Settings) -> Parts:
         celery=make_celery(settings),
         cards=cards,
         preflights=PreflightRuns(database, cards, settings),
+        imports=ImportRuns(database, storage, settings),
     )
 
 
@@ -83,9 +86,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sender.start()
         reaper.start()
         orphans.start()
+        parts.imports.start()
         try:
             yield LifespanState(parts=parts)
         finally:
+            await run_sync(parts.imports.stop)
             await run_sync(relay.stop)
             await run_sync(sender.stop)
             await run_sync(reaper.stop)
@@ -108,7 +113,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.stopping = threading.Event()  # streams look at it: they would hold a server that stops
     install_error_handlers(app)
-    on_files = (files, preflight, multipart_uploads)
+    # /v1/files/imports comes before /v1/files/{file_id}.
+    on_files = (imports, files, preflight, multipart_uploads)
     on_jobs = (jobs, estimates, permissions, graders, models)
     for part in (*on_jobs, *on_files, health, eval_runs, evals, webhooks):  # what is polled comes first
         app.include_router(part.router)

@@ -8,7 +8,7 @@ from typing import Any
 from api.deps import Parts
 from api.file_access import require_input
 from api.run_request import InlineItem, InlineSource, RunRequest
-from api.uploads import store_file
+from api.stored_files import store_file
 from core import dataset
 from core.errors import InvalidRequestError
 from core.templates import missing_path

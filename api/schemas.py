@@ -58,7 +58,7 @@ def file_object(file: File) -> FileObject:
         purpose=file.purpose,
         status=file.status,
         status_details=file.status_details,
-        hone={"sha256": file.sha256, "report": file.report, "job_id": file.job_id},
+        hone={"sha256": file.sha256, "report": file.report, "job_id": file.job_id, "source": file.source},
     )
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from api.deps import Parts
-from api.uploads import check_content, store_file
+from api.stored_files import store_file
+from api.uploads import check_content
 from core.errors import InvalidRequestError, NotFoundError, TooLargeError
 from core.ids import new_id
 from core.storage import CHUNK, Storage

@@ -3,23 +3,22 @@
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import PureWindowsPath
 from typing import Any, BinaryIO, Literal
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
-from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from api.deps import Parts
 from api.once import Once
-from api.schemas import FilePurpose, file_object
+from api.schemas import FilePurpose
+from api.stored_files import store_file
 from core import dataset
 from core.dataset import DatasetReport
 from core.errors import InvalidRequestError, TooLargeError
-from core.ids import new_id
 from core.specs import Spec
 from core.storage import CHUNK
 from models.tables import File
@@ -131,54 +130,6 @@ def _fingerprint(upload: Upload) -> bytes:
         digest.update(chunk)
     said = [upload.fields.model_dump(mode="json"), upload.filename, digest.hexdigest()]
     return json.dumps(said, sort_keys=True).encode()
-
-
-def store_file(
-    parts: Parts,
-    project_id: str,
-    chunks: Iterable[bytes],
-    *,
-    filename: str,
-    purpose: str,
-    report: Mapping[str, Any] | None,
-    expires_after: int | None = None,
-    once: Once | None = None,
-    together: Callable[[Session, File], None] | None = None,
-) -> File:
-    """Put bytes into storage and their row into the database; neither stays without the other.
-
-    ``together`` is done in the row's transaction, once the row is there.
-    With ``once``, the row is the request's answer. Raises ReplayError when another request with its key was faster.
-    """
-    file_id = new_id("file-")
-    key = f"files/{file_id}"
-    try:
-        stored = parts.storage.put(key, chunks)
-        with parts.database.write() as session:
-            if once is not None:
-                once.begin(session)
-            file = File(
-                id=file_id,
-                project_id=project_id,
-                filename=filename,
-                purpose=purpose,
-                bytes=stored.bytes,
-                sha256=stored.sha256,
-                storage_key=key,
-                report=dict(report) if report is not None else None,
-            )
-            session.add(file)
-            session.flush()
-            if expires_after is not None:
-                file.expires_at = file.created_at + expires_after
-            if together is not None:
-                together(session, file)
-            if once is not None:
-                once.keep(session, file_object(file))
-    except BaseException:
-        parts.storage.delete(key)
-        raise
-    return file
 
 
 def check_content(chunks: Iterable[bytes], purpose: str, filename: str, max_line_bytes: int) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Preflight of a large file: memory, time and progress of the process that does it.
 
-    python -m benchmarks.preflight [--model-folder DIR] [--megabytes 1000] --out DIR
+    python -m benchmarks.preflight [--model smollm2-135m-instruct] [--megabytes 1000] --out DIR
 
-Without a model's folder, characters are counted instead of tokens, which takes a twentieth of the time.
+Without a model of the catalogue, characters are counted instead of tokens, which takes a twentieth of the time.
 
 Makes a file of JSON lines (functions of this Python's library, each with a number of its own), stores it as an upload
 is stored, and runs the preflight's child as the API does. Prints the child's peak resident memory and CPU time.
@@ -19,8 +19,10 @@ from pathlib import Path
 
 from cli.samples import stdlib_samples
 from core.base_card import card_key
-from core.catalogue import FolderModel
+from core.card_making import make_card
+from core.catalogue import find_base_model, load_catalogue
 from core.preflight_child import Order
+from core.settings import get_settings
 from core.storage import Storage
 
 
@@ -45,7 +47,7 @@ def peak_memory(pid: int) -> float:
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--model-folder", type=Path)
+    arguments.add_argument("--model")
     arguments.add_argument("--megabytes", type=int, default=1000)
     arguments.add_argument("--out", type=Path, required=True)
     given = arguments.parse_args()
@@ -55,16 +57,15 @@ def main() -> None:
         source = Path(folder) / "big.jsonl"
         count = write_dataset(source, given.megabytes * 10**6)
         key = None
-        if given.model_folder:
-            from worker.card import make_card  # transformers, which the figures for characters do without
-
-            entry = FolderModel(source="folder", path=given.model_folder)
-            key = card_key("model", entry)
-            storage.put(key, [make_card(entry, Path(folder)).model_dump_json().encode()])
+        if given.model:
+            entry = find_base_model(load_catalogue(get_settings()), given.model)
+            key = card_key(given.model, entry)
+            storage.put(key, [make_card(given.model, entry, get_settings().home / "models")])
         order = Order(
             storage_url=Path(folder).as_uri(), file_key="big.jsonl", validation_key=None, card_key=key,
             template=None, system_prompt=None, max_line_bytes=2**20,
         )  # fmt: skip
+        used_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began, told, peak = time.monotonic(), 0, 0.0
         child = subprocess.Popen(
             [sys.executable, "-m", "core.preflight_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -80,7 +81,9 @@ def main() -> None:
             peak = max(peak, peak_memory(child.pid))
             found = step.get("found", found)
         child.wait()
+        seconds = round(time.monotonic() - began, 1)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - used_before.ru_utime - used_before.ru_stime
     figures = {
         "megabytes": given.megabytes,
         "samples": count,
@@ -89,8 +92,8 @@ def main() -> None:
         "length": sum(value * times for value, times in found["profile"]["lengths"]),
         "duplicates": found["duplicates"]["count"],
         "peak_memory_mb": peak,
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "seconds": seconds,
+        "cpu_seconds": round(cpu, 1),
         "progress_lines": told,
     }
     text = json.dumps(figures, indent=2)

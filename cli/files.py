@@ -1,6 +1,7 @@
 """`hone files`: look through a dataset here, and bring files to a Hone."""
 
 import io
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from cli.check import check_dataset, show_report
 from cli.console import console, say
 from cli.exits import Exit
-from cli.remote import Json, emit, errors_told, is_quiet, lines, refuse
+from cli.remote import Json, emit, errors_told, is_quiet, lines, print_json, refuse
 from core.errors import HoneError
 from core.specs import PromptTemplate
 
@@ -22,6 +23,7 @@ app = typer.Typer(no_args_is_help=True)
 
 #: Above this, a file goes in parts, as OpenAI's own client sends it.
 _WHOLE_BYTES = 64 * 2**20
+_POLL_SECONDS = 0.5
 
 
 @app.command()
@@ -67,6 +69,62 @@ def upload(
     with errors_told() as client:
         made = send(client, file, purpose, quiet=is_quiet(as_json))
     emit(made, as_json, lambda: say(made.id))
+
+
+@app.command("import")
+def import_dataset(
+    dataset: Annotated[str, typer.Argument(help="A dataset of the Hugging Face Hub: owner/name.")],
+    split: Annotated[str, typer.Option(help="Which split.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Which configuration (subset), where there are several.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; else the newest.")] = None,
+    purpose: Annotated[str, typer.Option(help="fine-tune or evals.")] = "fine-tune",
+    column: Annotated[
+        list[str] | None, typer.Option(help="FIELD=COLUMN, such as prompt=question; once for each.")
+    ] = None,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Leave out rows that can't be used.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Have the server import a dataset by its id, and print the new file's id. Needs its operator's permission."""
+    asked = {
+        "dataset": dataset,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "purpose": purpose,
+        "columns": _columns(column or []),
+        "skip_bad_rows": skip_bad_rows,
+    }
+    with errors_told() as client:
+        made = _imported(client, asked, quiet=is_quiet(as_json))
+        error = made["error"]
+        if made["status"] != "completed":
+            if as_json:
+                print_json(made)
+            is_bad_data = bool(error and error["code"] == "invalid_file_format")
+            reason = error["message"] if error else f"the import was {made['status']}"
+            raise refuse(reason, Exit.BAD_DATASET if is_bad_data else Exit.REFUSED)
+        file = client.files.retrieve(made["file_id"])
+    emit(file, as_json, lambda: say(file.id))
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in given]
+    if any(not (field and column) for field, _, column in pairs):
+        raise typer.BadParameter("write FIELD=COLUMN, such as prompt=question", param_hint="--column")
+    return {field: column for field, _, column in pairs}
+
+
+def _imported(client: OpenAI, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """The import once it has ended; it goes on when this is interrupted."""
+    made: Any = client.post("/files/imports", cast_to=object, body=asked)
+    with _bar(quiet) as bar:
+        task = bar.add_task(asked["dataset"], total=None)
+        while made["status"] in ("queued", "running"):
+            progress = made["progress"]
+            bar.update(task, completed=progress["bytes"], total=progress["total_bytes"] or None)
+            time.sleep(_POLL_SECONDS)
+            made = client.get(f"/files/imports/{made['id']}", cast_to=object)
+    return dict(made)
 
 
 @app.command("ls")

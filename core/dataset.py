@@ -12,7 +12,7 @@ The API checks an upload with this module and the worker reads it with the same,
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ _KEYS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "instruction": (("instruction", "output"), ("input",)),
     "preference": (("preferred_output", "non_preferred_output", "input"), ()),
 }
+#: Every field that a format has.
+FIELDS = tuple(dict.fromkeys(key for required, optional in _KEYS.values() for key in (*required, *optional)))
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SHOWN_PROBLEMS = 20
 
@@ -126,6 +128,17 @@ def _detect(record: dict[str, Any]) -> Format:
         "'preferred_output' and 'non_preferred_output'.",
         "unknown_format",
     )
+
+
+def fields_among(columns: Collection[str], named: Collection[str] = ()) -> tuple[str, ...]:
+    """The fields of the first format whose required ones are among ``columns``; none when there is no such format.
+
+    ``named``: fields that the format must have; optional ones are told only if they are named, or nothing is.
+    """
+    for required, optional in _KEYS.values():
+        if all(key in columns for key in required) and all(key in (*required, *optional) for key in named):
+            return (*required, *(key for key in optional if not named or key in named))
+    return ()
 
 
 def to_sample(record: dict[str, Any], format: Format) -> Sample:
@@ -231,11 +244,16 @@ def numbered_samples(
         try:
             if isinstance(record, _LineError):
                 raise record
-            _require_format(report, record)
-            found = to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
+            found = read_record(record, report)
         except _LineError as error:
             found = problem_at(number, error)
         yield number, found
+
+
+def read_record(record: dict[str, Any], report: DatasetReport) -> Sample:
+    """A record as a sample; the first one sets the report's format. Raises LineError."""
+    _require_format(report, record)
+    return to_sample(record, report.format)  # type: ignore[arg-type]  # set by _require_format
 
 
 def problem_at(line: int, error: _LineError) -> Problem:
@@ -264,15 +282,20 @@ def check_items(chunks: Iterable[bytes], max_line_bytes: int) -> DatasetReport:
         if not raw.strip():
             continue
         try:
-            item = parse_line(raw, max_line_bytes).get("item")
-            if not isinstance(item, dict):
-                raise _LineError("item", f"is {_json_type(item)}, not an object", 'Write {"item": {…}} on each line.')
-            _storable(item, "item")
+            require_item(parse_line(raw, max_line_bytes))
         except _LineError as error:
             report.add(problem_at(number, error))
             continue
         report.samples += 1
     return report
+
+
+def require_item(record: dict[str, Any]) -> None:
+    """Raise LineError unless a record is ``{"item": {…}}`` with texts that can be stored."""
+    item = record.get("item")
+    if not isinstance(item, dict):
+        raise _LineError("item", f"is {_json_type(item)}, not an object", 'Write {"item": {…}} on each line.')
+    _storable(item, "item")
 
 
 def _storable(item: dict[str, Any], where: str) -> None:

@@ -9,6 +9,7 @@ Prefix = Literal[
     "proj_",
     "key_",
     "file-",
+    "fileimport_",
     "upload_",
     "part_",
     "ftjob-",

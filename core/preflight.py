@@ -8,6 +8,7 @@ import heapq
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -123,8 +124,10 @@ def examine(
             on_progress(read, report.samples)
             yield chunk
 
-    for batch in _batches(counted(), max_line_bytes, report):
-        for (line, sample), encoded in zip(batch, _encode(batch, how), strict=True):
+    for batch, tokens in _encoded(_batches(counted(), max_line_bytes, report), how):
+        for problem in batch.problems:
+            report.add(problem)
+        for (line, sample), encoded in zip(batch.samples, tokens, strict=True):
             if isinstance(encoded, LineError):
                 report.add(problem_at(line, encoded))
                 continue
@@ -152,22 +155,26 @@ def examine(
     }
 
 
-_Batch = list[tuple[int, Sample]]
+@dataclass
+class _Batch:
+    """Good samples with their lines, and the problems that stood between them."""
+
+    samples: list[tuple[int, Sample]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def _batches(chunks: Iterable[bytes], max_line_bytes: int, report: DatasetReport) -> Iterator[_Batch]:
-    """Good samples by the batch; problems go into the report."""
-    batch: _Batch = []
-    characters = 0
+    """The file by the batch; the report learns its formats."""
+    batch, characters = _Batch(), 0
     for line, found in numbered_samples(chunks, max_line_bytes, report):
         if isinstance(found, Problem):
-            report.add(found)
-            continue
-        batch.append((line, found))
-        characters += _characters(found)
-        if len(batch) == _BATCH_SAMPLES or characters > _BATCH_CHARACTERS:
+            batch.problems.append(found)
+        else:
+            batch.samples.append((line, found))
+            characters += _characters(found)
+        if _BATCH_SAMPLES in (len(batch.samples), len(batch.problems)) or characters > _BATCH_CHARACTERS:
             yield batch
-            batch, characters = [], 0
+            batch, characters = _Batch(), 0
     yield batch
 
 
@@ -188,22 +195,48 @@ def longest_first(alike: list[Encoded]) -> list[Encoded]:
     return sorted(alike, key=lambda encoded: -len(encoded.input_ids))
 
 
-def _encode(batch: _Batch, how: How) -> list[list[Encoded] | LineError | None]:
-    """Each sample's conversations as tokens, the longest first; None where there is no tokenizer.
+_Tokens = list[list[Encoded] | LineError | None]
 
-    All texts of a batch are tokenized at once.
+
+def _encoded(batches: Iterable[_Batch], how: How) -> Iterator[tuple[_Batch, _Tokens]]:
+    """Each batch with its samples' conversations as tokens, the longest first; None where there is no tokenizer.
+
+    All texts of a batch are tokenized at once, on all cores, while Python reads and renders the next batch.
     """
     if how.tokenizer is None:
-        return [None] * len(batch)
-    tokenizer = how.tokenizer
-    rendered = [_segments(sample, how, tokenizer) for _, sample in batch]
-    texts = [part.text for one in rendered if isinstance(one, list) for segments in one for part in segments]
-    tokens = iter(tokenizer.encode_all(texts))
+        for batch in batches:
+            yield batch, [None] * len(batch.samples)
+        return
+    with ThreadPoolExecutor(1, "tokenizer") as tokenizing:
+        ahead: _Ahead | None = None
+        for batch in batches:
+            begun = _Ahead(batch, how, how.tokenizer, tokenizing)
+            if ahead is not None:
+                yield ahead.batch, ahead.tokens()
+            ahead = begun
+        if ahead is not None:
+            yield ahead.batch, ahead.tokens()
 
-    def joined(alike: list[list[Segment]]) -> list[Encoded]:
-        return longest_first([join(segments, [next(tokens) for _ in segments], tokenizer) for segments in alike])
 
-    return [joined(one) if isinstance(one, list) else one for one in rendered]
+class _Ahead:
+    """A batch that is rendered, and whose texts are being tokenized."""
+
+    def __init__(self, batch: _Batch, how: How, tokenizer: CardTokenizer, tokenizing: ThreadPoolExecutor) -> None:
+        self.batch = batch
+        self._tokenizer = tokenizer
+        self._rendered = [_segments(sample, how, tokenizer) for _, sample in batch.samples]
+        texts = [part.text for one in self._rendered if isinstance(one, list) for parts in one for part in parts]
+        self._found: Future[list[list[int]]] = tokenizing.submit(tokenizer.encode_all, texts)
+
+    def tokens(self) -> _Tokens:
+        """Each sample's tokens, or why it has none."""
+        found = iter(self._found.result())
+
+        def joined(alike: list[list[Segment]]) -> list[Encoded]:
+            tokens = [join(segments, [next(found) for _ in segments], self._tokenizer) for segments in alike]
+            return longest_first(tokens)
+
+        return [joined(one) if isinstance(one, list) else one for one in self._rendered]
 
 
 def _segments(sample: Sample, how: How, tokenizer: CardTokenizer) -> list[list[Segment]] | LineError:

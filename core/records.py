@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
 from core.parquet import MAGIC, parquet_lines
 
@@ -105,21 +105,24 @@ def _too_deep() -> LineError:
 
 
 def open_records(
-    chunks: Iterable[bytes], max_line_bytes: int
+    chunks: Iterable[bytes], max_line_bytes: int, delimiter: str | None = None
 ) -> tuple[FileFormat, Iterator[tuple[int, Record | LineError]]]:
-    """The file's format, and its records with their line (of a Parquet file, their row), counted from 1."""
+    """The file's format, and its records with their line (of a Parquet file, their row), counted from 1.
+
+    ``delimiter``: the file is known to be CSV, with this between its cells, whatever its columns are called.
+    """
     stream = iter(chunks)
     head = b""
     while len(head) < _PEEK and (chunk := next(stream, None)) is not None:
         head += chunk
     whole = chain([head], stream)
-    told = tell_format(head)
+    told = tell_format(head) if delimiter is None else "csv"
     if told == "parquet":
         return told, _from_lines(parquet_lines(whole, max_line_bytes), max_line_bytes)
     if told == "json":
         return told, _from_array(whole, max_line_bytes)
     if told == "csv":
-        return told, _from_csv(whole, max_line_bytes)
+        return told, _from_csv(whole, max_line_bytes, delimiter)
     return told, _from_lines(read_lines(whole, max_line_bytes), max_line_bytes)
 
 
@@ -272,13 +275,15 @@ def _broken_early(source: _Text, max_bytes: int) -> bool:
     return False
 
 
-def _from_csv(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[tuple[int, Record | LineError]]:
+def _from_csv(
+    chunks: Iterable[bytes], max_line_bytes: int, delimiter: str | None
+) -> Iterator[tuple[int, Record | LineError]]:
     """Rows below a header; empty cells are fields that are not there."""
     if csv.field_size_limit() < sys.maxsize:
         csv.field_size_limit(sys.maxsize)  # of the whole process; rows are bounded below, in bytes
     line = 1
     try:
-        rows = _CsvRows(chunks, max_line_bytes)
+        rows = _CsvRows(chunks, max_line_bytes, delimiter)
         _, header = next(rows, (1, []))
         names = [cell.strip() for cell in header]
         for line, row in rows:
@@ -302,7 +307,7 @@ class _AtLineError(LineError):
 class _CsvRows:
     """Rows with the line where each begins; [] for a blank one. Raises _AtLineError."""
 
-    def __init__(self, chunks: Iterable[bytes], max_line_bytes: int) -> None:
+    def __init__(self, chunks: Iterable[bytes], max_line_bytes: int, delimiter: str | None) -> None:
         self._limit = max_line_bytes
         self._lines = self._checked(chunks)
         #: Lines taken so far, and the bytes of the row at hand.
@@ -312,7 +317,8 @@ class _CsvRows:
         first = next((line for line in self._lines if line.strip()), "")
         self._begins = max(1, self._taken)
         # Strict: a quote that is never closed is an error, not the rest of the file as one cell.
-        self._rows = csv.reader(chain([first], self._lines), delimiter=_delimiter(first) or ",", strict=True)
+        told = delimiter or _delimiter(first) or ","
+        self._rows = csv.reader(chain([first], self._lines), delimiter=told, strict=True)
 
     def __iter__(self) -> "_CsvRows":
         return self
@@ -361,7 +367,7 @@ def _cell(name: str, cell: str) -> Any:
         raise LineError(name, error.problem[1], "Write the cell as a JSON list.", error.kind) from None
 
 
-def from_file(file: BinaryIO, size: int = 2**20) -> Iterator[bytes]:
+def from_file(file: IO[bytes], size: int = 2**20) -> Iterator[bytes]:
     """A binary file's bytes in pieces, from its start."""
     file.seek(0)
     return iter(lambda: file.read(size), b"")

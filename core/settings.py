@@ -22,6 +22,11 @@ class Settings(BaseSettings):
         None, description="s3://, gs://, az:// or file:// URL; unset: a folder under `home`."
     )
     catalogue: Path | None = Field(None, description="TOML file of the base models that requests may name.")
+    hub_datasets: str | None = Field(
+        None,
+        description="Hugging Face datasets that requests may import, separated by commas: `owner/name`, `owner/*` or "
+        "`*`; unset: none.",
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free port.")
 
@@ -58,6 +63,11 @@ class Settings(BaseSettings):
     def wandb_key(self) -> str | None:
         """The key of W&B, or None; an empty variable is none."""
         return (self.wandb_api_key.get_secret_value() or None) if self.wandb_api_key else None
+
+    @property
+    def allowed_hub_datasets(self) -> list[str]:
+        """The entries of ``hub_datasets``."""
+        return [entry for part in (self.hub_datasets or "").split(",") if (entry := part.strip())]
 
     @property
     def resolved_database_url(self) -> str:

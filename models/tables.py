@@ -72,10 +72,41 @@ class File(Base):
     status_details: Mapped[str | None] = mapped_column(Text)
     #: What the check of a dataset found (core.dataset.DatasetReport).
     report: Mapped[Json | None]
+    #: Where an imported file comes from: dataset, configuration, split and commit (core.hub_child).
+    source: Mapped[Json | None]
     #: The job that produced the file, and its place in ``result_files``.
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
     created_at: Mapped[float] = _created_at()
     expires_at: Mapped[float | None]
+
+
+class FileImport(Base):
+    """A dataset of the Hub on its way to being a file; the file appears with the end of its import, in one commit."""
+
+    __tablename__ = "file_imports"
+    __table_args__ = (
+        Index("ix_file_imports_project_id_id", "project_id", "id"),
+        # What is looked for when there is time to import something.
+        Index("ix_file_imports_status_id", "status", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("fileimport_"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    #: What was asked for (api.imports.ImportRequest).
+    asked: Mapped[Json]
+    #: queued, running, completed, failed or cancelled.
+    status: Mapped[str] = mapped_column(String(16), default="queued")
+    #: The attempt that may write here: one that was given up for dead writes nothing any more.
+    run: Mapped[str | None] = mapped_column(String(64))
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    total_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: ``{"message", "param", "code", "details"}`` of a failed one.
+    error: Mapped[Json | None]
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id", ondelete="SET NULL"), index=True)
+    created_at: Mapped[float] = _created_at()
+    updated_at: Mapped[float] = _created_at()
 
 
 class MultipartUpload(Base):

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from cli.exits import Exit
+from tests.core.test_hub_child import jsonl, parquet
 from tests.e2e.service import Service, served, train_lines
+from tests.hub_server import FakeHub, fake_hub
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = ["command-line", "openai-client", "gpu-box", "two-machines"]
+GUIDES = ["command-line", "openai-client", "hub-datasets", "gpu-box", "two-machines"]
 _FENCE = re.compile(r"^(?:<!-- (run|shown: [^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -114,9 +116,31 @@ def catalogue_file(tmp_path_factory, tiny_llama) -> Path:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory, catalogue_file) -> Iterator[Service]:
-    """One `hone up` for the guides that need one."""
-    with served(tmp_path_factory.mktemp("guides") / "home", catalogue_file) as started:
-        yield started
+    """One `hone up` for the guides that need one, and a hub with the datasets that they speak of."""
+    home = tmp_path_factory.mktemp("guides") / "home"
+    with fake_hub() as hub:
+        _fill(hub)
+        settings = {"HONE_HUB_DATASETS": "*", "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        with served(home, catalogue_file, **settings) as started:
+            yield started
+
+
+def _fill(hub: FakeHub) -> None:
+    chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    hub.add("HuggingFaceH4/no_robots", {"data/train-00000-of-00001.parquet": parquet(chats)})
+    hub.add(
+        "openai/gsm8k", {"main/test-0.parquet": parquet([{"question": "1 + 1", "answer": "2"}]), "README.md": _README}
+    )
+    items = [{"task_id": "HumanEval/0", "prompt": "def f():", "canonical_solution": "    return 1"}]
+    hub.add("openai/openai_humaneval", {"test.jsonl": jsonl(items)})
+
+
+_README = b"""---
+configs:
+- config_name: main
+  data_files: [{split: test, path: main/test-*}]
+---
+"""
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,7 @@ def service(tmp_path_factory, catalogue_file) -> Iterator[Service]:
     [
         ("command-line", ["24 samples", "steps", "succeeded", "tuned", "is missing", "jobs"]),
         ("openai-client", ["smollm2-135m-instruct", "line 3, field 'output'", "24 samples", "succeeded ft:"]),
+        ("hub-datasets", ["file-", '"purpose": "evals"', '"dataset": "openai/openai_humaneval"']),
         ("gpu-box", ["driver", "models", "in-house", "laptop", "steps"]),
     ],
 )

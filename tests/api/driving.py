@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from core.storage import Storage
 from models import lifecycle
 from models.database import Database
 from models.lifecycle import Claim
-from models.tables import Checkpoint, EvalOutputItem, EvalRun, File, FineTunedModel, Job
+from models.tables import Checkpoint, EvalOutputItem, EvalRun, File, FileImport, FineTunedModel, Job
 
 CHAT = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
 ITEMS = b'{"item": {"prompt": "add", "completion": "def add(): ..."}}\n{"item": {"prompt": "sub", "completion": "x"}}\n'
@@ -42,6 +43,23 @@ def submit(http: TestClient, **fields: Any) -> dict[str, Any]:
     answer = http.post("/v1/fine_tuning/jobs", json=body)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
+
+
+def failed_import(database: Database) -> str:
+    """The id of an import that found nothing, of the project that has files."""
+    with database.write() as session:
+        made = FileImport(
+            project_id=session.scalars(select(File.project_id)).first(),
+            status="failed",
+            asked={
+                "dataset": "org/data", "config": None, "split": "train", "revision": None, "purpose": "fine-tune",
+                "columns": {}, "skip_bad_rows": False,
+            },
+            error={"message": "There is none.", "param": None, "code": "dataset_not_found", "details": None},
+        )  # fmt: skip
+        session.add(made)
+        session.flush()
+        return made.id
 
 
 def run_body(source: dict[str, Any], **fields: Any) -> dict[str, Any]:

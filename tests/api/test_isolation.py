@@ -8,7 +8,7 @@ import pytest
 from core.storage import Storage
 from models import accounts
 from tests.api.conftest import Shared
-from tests.api.driving import EVAL, ITEMS, error_of, evaluate, run_body, submit, train, upload
+from tests.api.driving import EVAL, ITEMS, error_of, evaluate, failed_import, run_body, submit, train, upload
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
         "item_id": item["id"],
         "endpoint_id": endpoint["id"],
         "upload_id": upload_id,
+        "import_id": failed_import(shared.database),
         "delivery_id": delivery["id"],
         "index": "0",
     }
@@ -96,7 +97,7 @@ def test_the_owner_still_has_everything(shared: Shared, theirs: dict[str, Any]):
 
 
 def test_lists_show_none_of_it(shared: Shared, theirs: dict[str, Any]):
-    for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/evals", "/v1/webhook_endpoints"):
+    for path in ("/v1/files", "/v1/files/imports", "/v1/fine_tuning/jobs", "/v1/evals", "/v1/webhook_endpoints"):
         assert shared.http.get(path, headers=theirs["headers"]).json()["data"] == []
     models = shared.http.get("/v1/models", headers=theirs["headers"]).json()["data"]
     assert {model["owned_by"] for model in models} == {"hone"}

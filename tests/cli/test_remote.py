@@ -26,7 +26,9 @@ from models import accounts, lifecycle
 from models.database import Database
 from tests.api.conftest import NO_BROKER, served
 from tests.api.driving import ITEMS, claim, evaluate, train
+from tests.core.test_hub_child import jsonl
 from tests.e2e.service import train_lines
+from tests.hub_server import fake_hub
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def address(tmp_path_factory, sqlite_template, tiny_llama) -> Iterator[tuple[str
     database.dispose()
     settings = Settings(
         home=folder, database_url=url, storage_url=(folder / "storage").as_uri(), redis_url=NO_BROKER,
-        catalogue=folder / "catalogue.toml",
+        catalogue=folder / "catalogue.toml", hub_datasets="org/*",
     )  # fmt: skip
     with served(create_app(settings)) as base_url:
         yield base_url, key, settings
@@ -153,6 +155,34 @@ def test_files_go_up_whole_and_in_parts_and_are_listed(hone: Hone, dataset: Path
     assert refused.exit_code == Exit.REFUSED
     assert "line 1: is not JSON" in refused.stderr
     assert "request req_" in refused.stderr
+
+
+def test_a_dataset_is_imported_by_its_id(hone: Hone, monkeypatch):
+    monkeypatch.setattr(cli.files, "_POLL_SECONDS", 0.05)
+    rows = [{"question": f"q{n}", "answer": "a" if n else ""} for n in range(4)]
+    with fake_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        old = hub.add("org/data", {"main/test.jsonl": jsonl(rows)}, revision="v1")
+        hub.add("org/data", {"README.md": b""})
+        command = ["files", "import", "org/data", "--split", "test", "--revision", "v1"]
+        refused = hone.invoke(*command)
+        assert refused.exit_code == Exit.REFUSED
+        assert "question, answer" in refused.stderr
+        named = [*command, "--column", "prompt=question", "--column", "completion=answer"]
+        refused = hone.invoke(*named, "--json")
+        assert refused.exit_code == Exit.BAD_DATASET
+        assert json.loads(refused.stdout)["error"]["hone"]["report"]["problems"]["count"] == 1
+        assert "1 row of 4" in refused.stderr
+        file_id = hone.invoke(*named, "--skip-bad-rows").stdout.strip()
+        made = hone.json(*named, "--skip-bad-rows")
+        files = {file["id"]: file["hone"] for file in hone.json("files", "ls")}
+        assert files[file_id]["source"]["commit"] == files[made["id"]]["source"]["commit"] == old
+        assert made["hone"]["report"]["samples"] == 3
+        forbidden = hone.invoke("files", "import", "other/data")
+        assert forbidden.exit_code == Exit.REFUSED
+        assert "org/*" in forbidden.stderr
+        assert hone.invoke(*command, "--column", "prompt").exit_code == Exit.USAGE
 
 
 def test_a_job_is_estimated_submitted_followed_and_shown(hone: Hone, dataset: Path):

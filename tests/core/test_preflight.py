@@ -109,6 +109,17 @@ def test_a_preflight_tells_lengths_duplicates_overlap_and_problems(tokenizer):
     assert any("can't be used" in line for line in report["advice"])
 
 
+def test_how_samples_are_batched_changes_nothing(tokenizer, monkeypatch):
+    rows = [row(n % 30, words=1 + n % 17) for n in range(100)]
+    lines = as_lines([{"prompt": "no answer"} if n % 13 == 5 else one for n, one in enumerate(rows)])
+    found = examine(lines, LIMIT, How(tokenizer, "chat"), validation=as_lines(rows[:3]))
+    assert (found["samples"], found["problems"]["count"]) == (92, 8)
+    for samples, characters in ((1, 10**9), (3, 10**9), (256, 100), (100, 10**9)):
+        monkeypatch.setattr("core.preflight._BATCH_SAMPLES", samples)
+        monkeypatch.setattr("core.preflight._BATCH_CHARACTERS", characters)
+        assert examine(lines, LIMIT, How(tokenizer, "chat"), validation=as_lines(rows[:3])) == found
+
+
 def test_without_a_tokenizer_characters_are_counted():
     found = examine(as_lines([{"prompt": "ab", "completion": "cde"}]), LIMIT, How())
     report = make_report(found, asked="auto", context_length=None, note="why")

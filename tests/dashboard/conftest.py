@@ -11,7 +11,7 @@ from core.storage import Storage
 from models.database import Database
 from models.tables import WebhookDelivery
 from tests.api import conftest as api
-from tests.api.driving import EVAL, ITEMS, evaluate, run_body, submit, train, upload
+from tests.api.driving import EVAL, ITEMS, evaluate, failed_import, run_body, submit, train, upload
 from tests.dashboard.signing_in import SAME_ORIGIN, sign_in
 
 # Fixtures are found by the name that they have in this module.
@@ -49,6 +49,7 @@ def there(http: TestClient, database: Database, storage: Storage) -> dict[str, s
         "endpoint_id": endpoint_id,
         "delivery_id": delivery_id,
         "job_id": job["id"],
+        "import_id": failed_import(database),
         "file_id": job["training_file"],
         "eval_id": eval_id,
         "run_id": run_id,

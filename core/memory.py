@@ -49,6 +49,9 @@ _WORKSPACE: dict[Device, int] = {"cuda": 2**25, "cpu": 0}
 CUDA_CONTEXT = 600 * 10**6
 #: On a processor it is Python with torch and transformers.
 _CONTEXT: dict[Device, int] = {"cuda": CUDA_CONTEXT, "cpu": 700 * 10**6}
+#: On a processor, what of plain torch's activations lies between tensors that are still needed, as a share of these: the
+#: C library takes memory for small tensors from one heap, and such a model has thousands.
+_HOLES = 1.0
 #: What the allocator keeps and can't hand out again: a number of bytes, and a share of what is handed out.
 _FRAGMENTS: dict[Device, tuple[int, float]] = {"cuda": (500 * 10**6, 0.01), "cpu": (0, 0.05)}
 
@@ -210,7 +213,8 @@ def _pass_bytes(shape: ModelShape, setup: Setup, tokens: int, keep: KeepCounts) 
             peak, at_head = here, 0
         kept -= per_token[mode]
     quadratic = 0 if setup.fast_path else _mask_bytes(setup, tokens, setup.row_tokens or tokens)
-    return int(peak - at_head) + quadratic, at_head
+    holes = 0 if setup.fast_path or setup.device != "cpu" else _HOLES * (peak - at_head)
+    return int(peak - at_head + holes) + quadratic, at_head
 
 
 def _kept(shape: ModelShape, setup: Setup, mode: Keep) -> float:
@@ -242,6 +246,9 @@ def _kept_by_autograd(shape: ModelShape, setup: Setup) -> float:
     """
     size, width, mlp, queries = setup.value_bytes, shape.hidden_size, shape.intermediate_size, shape.query_size
     kept = 8 * width + size * (2 * width + 4 * queries + 4 * mlp)
+    if setup.device == "cpu" and size < 4:
+        # PEFT sees no autocast on a processor, and turns each layer's input into float32 and so into a copy of its own.
+        kept += size * (3 * width + queries + mlp)
     if setup.lora.dropout:
         kept += (3 * size + 5) * width + (size + 1) * queries + mlp
     return kept
@@ -282,8 +289,12 @@ def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
     if setup.fast_path:
         chunk = min(tokens, _LOGITS) * shape.vocab_size * (size if setup.device == "cuda" else size + 8)
         return tokens * width * 4 * size + chunk
-    if setup.row_tokens is not None:  # TRL's head for preferences: tiles of the vocabulary, and their softmax
-        return tokens * (width * (8 + 2 * size) + 8 * min(shape.vocab_size, _TILE))
+    if setup.row_tokens is not None:
+        # TRL's head for preferences goes through the vocabulary by tiles: their logits, softmax and gradient in float32.
+        # A processor has a tile of the head's weights in float32 as well.
+        tile = min(shape.vocab_size, _TILE)
+        weights = 4 * tile * width if setup.device == "cpu" else 0
+        return tokens * (width * (8 + 2 * size) + 12 * tile) + weights
     # Plain torch turns 16-bit logits into float32; their softmax, later their gradient, lies beside them. The last norm
     # is in float32 too: its input and output are there at the loss, their gradients once the logits are gone.
     logits = tokens * shape.vocab_size * (8 if setup.device == "cuda" else size + 8)

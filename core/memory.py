@@ -49,8 +49,8 @@ _WORKSPACE: dict[Device, int] = {"cuda": 2**25, "cpu": 0}
 CUDA_CONTEXT = 600 * 10**6
 #: On a processor it is Python with torch and transformers.
 _CONTEXT: dict[Device, int] = {"cuda": CUDA_CONTEXT, "cpu": 700 * 10**6}
-#: On a processor, what of plain torch's activations lies between tensors that are still needed, as a share of these: the
-#: C library takes memory for small tensors from one heap, and such a model has thousands.
+#: On a processor, what lies free between plain torch's activations, as a share of these: the C library takes memory for
+#: small tensors from one heap, and such a model has thousands.
 _HOLES = 1.0
 #: What the allocator keeps and can't hand out again: a number of bytes, and a share of what is handed out.
 _FRAGMENTS: dict[Device, tuple[int, float]] = {"cuda": (500 * 10**6, 0.01), "cpu": (0, 0.05)}
@@ -290,8 +290,8 @@ def _head_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
         chunk = min(tokens, _LOGITS) * shape.vocab_size * (size if setup.device == "cuda" else size + 8)
         return tokens * width * 4 * size + chunk
     if setup.row_tokens is not None:
-        # TRL's head for preferences goes through the vocabulary by tiles: their logits, softmax and gradient in float32.
-        # A processor has a tile of the head's weights in float32 as well.
+        # TRL's head for preferences goes through the vocabulary by tiles: a tile's logits, their softmax and gradient
+        # in float32. A processor has the tile of the head's weights in float32 as well.
         tile = min(shape.vocab_size, _TILE)
         weights = 4 * tile * width if setup.device == "cpu" else 0
         return tokens * (width * (8 + 2 * size) + 12 * tile) + weights

@@ -10,7 +10,7 @@ from benchmarks.shapes import KINDS
 from core.memory import KeepCounts, Setup, predict, weight_bytes, weights_by_bits
 from core.shape import read_shape
 from core.specs import LoraSpec, QuantizationSpec
-from tests.core.shapes import LLAMA_7B
+from tests.core.shapes import LLAMA_7B, SMOLLM2
 
 SETUP = Setup(LoraSpec(), QuantizationSpec(), "adamw_torch_fused", value_bytes=2, device="cuda")
 ALL = KeepCounts(32)
@@ -91,3 +91,23 @@ def test_fewer_bits_of_optimizer_and_rank():
     memory = predict(LLAMA_7B, small, 4096, ALL)
     assert memory.optimizer == int(2.03125 * 9_994_240)
     assert memory.gradients == 2 * 4 * 9_994_240
+
+
+@pytest.mark.parametrize(
+    ("value_bytes", "fast_path", "row_tokens", "tokens", "gigabytes"),
+    [
+        (2, True, None, 476, 1.512),
+        (2, True, None, 506, 1.614),
+        (4, True, None, 476, 2.061),
+        (2, False, None, 476, 2.098),
+        (4, False, None, 476, 2.617),
+        (2, False, 192, 384, 1.940),
+    ],
+)
+def test_a_processors_peaks_with_smollm2_are_met(value_bytes, fast_path, row_tokens, tokens, gigabytes):
+    """benchmarks/results/estimate-2026-11-27.txt: resident memory; the last is of DPO."""
+    setup = Setup(
+        LoraSpec(), QuantizationSpec(), "adamw_torch_fused", value_bytes, "cpu", fast_path, row_tokens=row_tokens
+    )
+    found = predict(SMOLLM2, setup, tokens, KeepCounts(SMOLLM2.layers), resident=fast_path).total
+    assert found == pytest.approx(gigabytes * 1e9, rel=0.1)

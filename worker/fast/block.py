@@ -58,7 +58,7 @@ class Block:
         self.down = Group("down", [mlp.down_proj], dtype)  # type: ignore
         self.groups = [self.qkv, self.o, self.gate_up, self.down]
         self.parameters = [p for group in self.groups for p in group.parameters]
-        self._weights, self._window = weights, window
+        self.weights, self._window = weights, window
         self._head = int(mixer.head_dim)  # type: ignore
         self.keep: Keep = "all"
 
@@ -83,7 +83,7 @@ class Block:
 
     def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, row: Row, rows: Tensor | None) -> Saved:
         normed, scale_1 = self._norm(self._norm_1, x, self.qkv)
-        qkv = self._weights.forward(self.qkv, normed)
+        qkv = self.weights.forward(self.qkv, normed)
         hidden_qkv = self.qkv.hidden(normed)
         del normed
         heads = self._rotate(qkv, cos, sin)
@@ -94,7 +94,7 @@ class Block:
         residual = x
         if rows is not None:
             inside, residual = inside.index_select(0, rows), x.index_select(0, rows)
-        middle = self._weights.forward(self.o, inside, residual)
+        middle = self.weights.forward(self.o, inside, residual)
         return Saved(x, scale_1, hidden_qkv, attended, self.o.hidden(inside), middle, heads)
 
     def _rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -112,14 +112,14 @@ class Block:
 
     def _gate_up(self, saved: Saved) -> None:
         normed, saved.scale_2 = self._norm(self._norm_2, saved.middle, self.gate_up)
-        saved.gate_up = self._weights.forward(self.gate_up, normed)
+        saved.gate_up = self.weights.forward(self.gate_up, normed)
         saved.hidden_gate_up = self.gate_up.hidden(normed)
 
     def _down(self, saved: Saved) -> tuple[Tensor, Tensor]:
         assert saved.gate_up is not None
         product = self.down.input(len(saved.gate_up))
         ops.swiglu_forward(saved.gate_up, product[:, : self.down.in_features])
-        out = self._weights.forward(self.down, product, saved.middle)
+        out = self.weights.forward(self.down, product, saved.middle)
         return out, self.down.hidden(product)
 
     def _norm(self, norm: Any, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class Block:
         grad, of_gate_up, of_down = self._through_mlp(grad, saved, kept.hidden_down)
 
         # Output projection and attention.
-        at_attended, at_inner = self._weights.at_input(self.o, grad)
+        at_attended, at_inner = self.weights.at_input(self.o, grad)
         attended = saved.attended.out.detach().flatten(1)
         of_a = self.o.of_a(at_inner * self.o.factors.to(at_inner.dtype), _only(attended, rows))
         of_o = self.o.gradients(of_a, grad, saved.hidden_o)
@@ -167,11 +167,11 @@ class Block:
         # q, k and v, and the norm before them.
         norm = self._norm_1
         if first:
-            at_inner = self._weights.at_inner(self.qkv, at_qkv)
+            at_inner = self.weights.at_inner(self.qkv, at_qkv)
             scaled = (at_inner * saved.scale_1[:, None] * self.qkv.factors).to(at_inner.dtype)
             at_x = None
         else:
-            at_normed, at_inner = self._weights.at_input(self.qkv, at_qkv)
+            at_normed, at_inner = self.weights.at_input(self.qkv, at_qkv)
             at_x, scaled = ops.rms_norm_backward(
                 at_normed, saved.x, norm.weight, saved.scale_1, grad, at_inner, self.qkv.factors
             )
@@ -190,14 +190,14 @@ class Block:
         assert saved.gate_up is not None
         assert saved.hidden_gate_up is not None
         assert saved.scale_2 is not None
-        at_product, at_inner = self._weights.at_input(self.down, grad, apart=True)
+        at_product, at_inner = self.weights.at_input(self.down, grad, apart=True)
         rank = power_of_2(self.down.rank)
         of_a = ops.swiglu_backward_(at_product, saved.gate_up, at_inner[:, :rank], self.down.inner[:rank])
         of_a = (of_a * self.down.factors[: len(of_a), None]).to(self.down.precise)
         of_down = self.down.gradients(of_a, grad, hidden_down)
         del at_product, at_inner
 
-        at_normed, at_inner = self._weights.at_input(self.gate_up, saved.gate_up)
+        at_normed, at_inner = self.weights.at_input(self.gate_up, saved.gate_up)
         norm = self._norm_2
         grad, scaled = ops.rms_norm_backward(
             at_normed, saved.middle, norm.weight, saved.scale_2, grad, at_inner, self.gate_up.factors

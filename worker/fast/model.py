@@ -1,7 +1,7 @@
 """A causal language model of the Llama family, with its adapters, on the fast path."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class FastModel:
 
     ``keep`` says for each block what it keeps for its backward pass (one word: all blocks alike); ``resident`` keeps
     the weights dequantized, 2 bytes each; ``fp8`` multiplies by them in 8 bits and keeps two copies, of 1 byte each.
+    Validation multiplies in 16 bits all the same: so the adapter is used afterwards.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class FastModel:
         self._backbone: Any = base.model
         self._head: Tensor = base.lm_head.weight
         weights = Fp8Weights() if fp8 else Weights(resident=resident)
+        self._fp8 = fp8
         window = getattr(base.config, "sliding_window", None)
         if getattr(base.config, "use_sliding_window", True) is False:
             window = None
@@ -97,10 +99,24 @@ class FastModel:
         return self._graphs(one)
 
     def _validate(self, one: Pass) -> tuple[Tensor, Tensor]:
-        with self._graphs.inside() if self._graphs is not None else nullcontext():
+        with self._graphs.inside() if self._graphs is not None else nullcontext(), self._in_16_bits():
             end = self._forward(one, None)
             loss, hits, _ = linear_cross_entropy(end.hidden, self._head, one.targets, backward=False)
         return loss, hits
+
+    @contextmanager
+    def _in_16_bits(self) -> Iterator[None]:
+        if not self._fp8:
+            yield
+            return
+        trained, plain = self.blocks[0].weights, Weights(resident=False)
+        for block in self.blocks:
+            block.weights = plain
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                block.weights = trained
 
     def _there_and_back(self, one: Pass) -> Gradients:
         kept: list[Kept] = []

@@ -185,6 +185,15 @@ def test_eight_bits_stay_near(kind: str) -> None:
     assert 1e-4 < torch.linalg.norm(near - gradient) / torch.linalg.norm(gradient) < 0.1
 
 
+def test_what_is_trained_in_eight_bits_is_validated_in_sixteen() -> None:
+    model = four_bit("llama")
+    plain, fast, batch = FastModel(model), FastModel(model, fp8=True), collate(samples())
+    for _ in range(2):  # before and after a pass in 8 bits
+        with torch.no_grad():
+            assert torch.equal(fast.loss(batch)[0], plain.loss(batch)[0])
+        assert fast.loss(batch)[0] != plain.loss(batch)[0]
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_pass_that_is_filled_up_gives_what_it_gave(kind: str) -> None:
     model = adapted(MODELS[kind]()).double()

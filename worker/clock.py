@@ -9,16 +9,26 @@ import psutil
 
 Part = Literal["fetch", "load"]
 
-_started = False
+#: When the job at hand was ordered, on the machine's monotonic clock; None in a process that has one job only.
+_ordered: float | None = None
+
+
+def order_came(at: float) -> None:
+    """The next clock runs from the moment ``at`` of ``time.monotonic()``, which all processes of a machine share."""
+    global _ordered  # noqa: PLW0603 - a process has one order at a time
+    _ordered = at
 
 
 class Clock:
-    """Runs from the process's start, or from the order where the process has carried out another one before."""
+    """Runs from the order, or from the process's start where that came with its only job.
+
+    What has passed until now went into loading: an order waits for a process that still imports torch and the rest.
+    """
 
     def __init__(self) -> None:
-        start = _seconds_to_start()
-        self._began = time.monotonic() - start
-        self._spent: dict[Part, float] = {"fetch": 0.0, "load": start}
+        waited = time.monotonic() - _ordered if _ordered is not None else _seconds_since_start()
+        self._began = time.monotonic() - waited
+        self._spent: dict[Part, float] = {"fetch": 0.0, "load": waited}
 
     @contextmanager
     def spending(self, part: Part) -> Iterator[None]:
@@ -37,11 +47,6 @@ class Clock:
         }
 
 
-def _seconds_to_start() -> float:
-    """What Python took to import torch and the rest; 0 once that was told."""
-    global _started  # noqa: PLW0603 - a process starts once
-    if _started:
-        return 0.0
-    _started = True
+def _seconds_since_start() -> float:
     began: float = psutil.Process().create_time()
     return max(0.0, time.time() - began)

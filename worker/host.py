@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from core.logging import get_logger
 from worker.child import Child
@@ -38,6 +38,8 @@ class Order(BaseModel):
     input: Path
     out: Path
     stderr: Path
+    #: When it was given, on the machine's monotonic clock.
+    at: float = Field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, space: Workspace) -> "Order":

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from worker import train
 from worker.base_models import FRESH, Wanted
+from worker.clock import order_came
 from worker.environment import return_free_memory
 from worker.host import IDLE, Order
 from worker.progress import StopRequest
@@ -101,6 +102,7 @@ def main() -> int:
     environment = dict(os.environ)
     for text in sys.stdin.buffer:
         order = Order.model_validate_json(text)
+        order_came(order.at)
         stop = StopRequest()
         stop.listen()
         _write_errors_to(order.stderr)

@@ -114,8 +114,7 @@ def test_the_base_is_loaded_once(two):
 def test_a_jobs_report_tells_whether_the_base_was_loaded_and_what_that_took(two):
     runs = [result.of(Done)[0].report["run"] for _, result in two]
     assert [run["warm"] for run in runs] == [False, True, True]
-    assert runs[0]["load_seconds"] > 1, "of starting Python with torch, at least"
-    assert all(run["load_seconds"] < 1 for run in runs[1:])
+    assert all(run["load_seconds"] < runs[0]["load_seconds"] for run in runs[1:])
     assert all(run["fetch_seconds"] + run["load_seconds"] <= run["seconds"] for run in runs)
 
 

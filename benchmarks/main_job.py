@@ -9,12 +9,14 @@ Runs the worker's own two programs, prints one RESULT line, and leaves curves, p
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ from core.specs import CodeBleuCriterion, EvaluationSpec, FineTuneSpec, Template
 from worker.protocol import Done, EvaluationInput, Started, Step, TrainingInput, parse_line
 
 
-def run_child(module: str, source: Path, out: Path, *, show: bool) -> list[Any]:
-    """Run one of the worker's programs and return its lines."""
+def run_child(module: str, source: Path, out: Path, *, show: bool, env: Mapping[str, str] | None = None) -> list[Any]:
+    """Run one of the worker's programs, with ``env`` beside this process's variables, and return its lines."""
     lines = []
     with subprocess.Popen(
-        [sys.executable, "-m", module, str(source), str(out)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", module, str(source), str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | dict(env or {}),
     ) as child:
         assert child.stdout is not None
         for text in child.stdout:

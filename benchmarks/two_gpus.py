@@ -2,8 +2,9 @@
 
     python -m benchmarks.two_gpus --out DIR [--kind llama-2-7b|tiny] [--gpus 2] [--batch 128] [--steps 12]
 
-Prints a RESULT line for each number of GPUs and one that compares; DIR/two_gpus.json has every step. Where there is no
-GPU, `--kind tiny` tries the script with processes on the processor.
+Cards differ by some percent, and together they go at the slowest one's pace: one GPU is each of them in its turn, and
+the mean is compared. Prints a RESULT line for each run and one that compares; DIR/two_gpus.json has every step. Where
+there is no GPU, `--kind tiny` tries the script with processes on the processor.
 """
 
 import argparse
@@ -21,22 +22,24 @@ from worker.protocol import Done, Started, Step
 WARM_UP = 4
 
 
-def run(args: argparse.Namespace, gpus: int) -> dict[str, Any]:
-    """Train by so many GPUs; each step's loss and speed."""
+def run(args: argparse.Namespace, gpus: int, first: int = 0) -> dict[str, Any]:
+    """Train by so many GPUs from the ``first`` on; each step's loss and speed."""
     samples = args.batch * args.steps + args.batch
     job = make_job(
         args.work, args.model, samples=samples, batch=args.batch, max_steps=args.steps, gpus=gpus,
         precision="auto" if args.kind != "tiny" else "float32",
     )  # fmt: skip
     source, out = args.work / f"gpus-{gpus}.json", args.work / f"gpus-{gpus}-{time.time_ns()}"
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(first + number) for number in range(gpus))}
     source.write_text(job.model_dump_json())
     began = time.monotonic()
-    lines = run_child("worker.train", source, out, show=args.verbose)
+    lines = run_child("worker.train", source, out, show=args.verbose, env=visible)
     steps = {line.step: line.metrics for line in lines if isinstance(line, Step) and "train_loss" in line.metrics}
     plan = next(line for line in lines if isinstance(line, Started)).resolved.plan
     done = next(line for line in lines if isinstance(line, Done))
     return {
         "gpus": gpus,
+        "first": first,
         "seconds": round(time.monotonic() - began, 1),
         "tokens_per_second": statistics.median(
             metrics["tokens_per_second"] for step, metrics in steps.items() if step > min(WARM_UP, len(steps) - 1)
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace, gpus: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One, then several."""
+    """Each alone, then all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=None)
@@ -62,20 +65,23 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     args.work = args.work or args.out / "work"
     args.model = make_model(args.kind, args.model or args.work / args.kind)
-    runs = []
-    for gpus in (1, args.gpus):
-        runs.append(run(args, gpus))
+    runs: list[dict[str, Any]] = []
+    for gpus, first in [*((1, number) for number in range(args.gpus)), (args.gpus, 0)]:
+        runs.append(run(args, gpus, first))
         (args.out / "two_gpus.json").write_text(json.dumps(runs, indent=1) + "\n")
         print(
-            f"RESULT {gpus} GPU(s): {runs[-1]['tokens_per_second']:,.0f} tokens/s, {runs[-1]['seconds']} s in all, "
-            f"passes of {runs[-1]['plan']['pass_tokens']:,} tokens",
+            f"RESULT {gpus} GPU(s) from {first}: {runs[-1]['tokens_per_second']:,.0f} tokens/s, "
+            f"{runs[-1]['seconds']} s in all, passes of {runs[-1]['plan']['pass_tokens']:,} tokens",
             flush=True,
         )
-    one, many = runs
-    ratio = many["tokens_per_second"] / one["tokens_per_second"]
-    worst = max(abs(many["losses"][step] / loss - 1) for step, loss in one["losses"].items())
+    *alone, many = runs
+    speeds = [one["tokens_per_second"] for one in alone]
+    worst = max(abs(many["losses"][step] / loss - 1) for step, loss in alone[0]["losses"].items())
     print(
-        f"RESULT {args.gpus} GPUs are {ratio:.2f} times one; losses differ by at most {100 * worst:.3f} %", flush=True
+        f"RESULT {args.gpus} GPUs are {many['tokens_per_second'] / statistics.mean(speeds):.2f} times one of them, "
+        f"{many['tokens_per_second'] / min(speeds):.2f} times the slowest; "
+        f"losses differ by at most {100 * worst:.3f} %",
+        flush=True,
     )
 
 

@@ -37,8 +37,8 @@ class Settings(BaseSettings):
     warm_seconds: float = Field(
         600,
         ge=0,
-        description="How long an idle worker keeps a base model loaded for the next job; 0 never does, and on a GPU begins "
-        "no process before there is a job.",
+        description="How long an idle worker keeps a base model loaded for the next job; 0 never does, and on a GPU "
+        "begins no process before there is a job.",
     )
     max_attempts: int = Field(3, ge=1, description="Attempts of a job before it fails with `worker_lost`.")
     cancel_grace_seconds: float = Field(20, gt=0, description="Time a child gets to stop before it is killed.")

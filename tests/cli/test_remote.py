@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from sqlalchemy import select
 from typer.testing import CliRunner
 
 import cli.files
@@ -24,6 +26,8 @@ from core.settings import Settings, get_settings
 from core.storage import Storage
 from models import accounts, lifecycle
 from models.database import Database
+from models.status import JobStatus
+from models.tables import Job
 from tests.api.conftest import NO_BROKER, served
 from tests.api.driving import ITEMS, claim, evaluate, train
 from tests.core.test_hub_child import jsonl
@@ -85,6 +89,17 @@ def dataset(tmp_path) -> Path:
     path = tmp_path / "train.jsonl"
     path.write_bytes(train_lines(20))
     return path
+
+
+def evaluate_when_queued(hone: Hone) -> None:
+    """Be the worker of an evaluation that is about to be ordered."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with hone.database.read() as session:
+            if session.scalar(select(Job.id).where(Job.status == JobStatus.QUEUED)) is not None:
+                break
+        time.sleep(0.05)
+    evaluate(hone.database, hone.storage)
 
 
 def finish(hone: Hone, adapter: bytes = b"adapter") -> None:
@@ -255,7 +270,7 @@ def test_no_hone_and_no_key_have_codes_of_their_own(hone: Hone, monkeypatch):
 def test_an_evaluation_is_run_and_shown(hone: Hone, tmp_path: Path, monkeypatch):
     items = tmp_path / "items.jsonl"
     items.write_bytes(ITEMS)
-    worker = threading.Timer(0.3, evaluate, [hone.database, hone.storage])
+    worker = threading.Thread(target=evaluate_when_queued, args=[hone])
     worker.start()
     arguments = ["evals", "run", "--model", "tiny", "--items", str(items), "--prompt", "{{item.prompt}}"]
     result = hone.invoke(*arguments)

@@ -166,6 +166,8 @@ def test_when_a_step_fails_the_logs_are_kept(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("number", "phase"), [(signal.SIGINT, "Job started"), (signal.SIGTERM, "Hone is at")])
 def test_a_demo_that_is_stopped_leaves_no_process_and_no_folder(tmp_path, number, phase):
+    # Where the suite runs in the background SIGINT may be ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     demo = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "demo", "--out", str(tmp_path / "out")],

@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from typing import IO, Any
 from uuid import uuid4
 
-from pydantic import BaseModel
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from api.background import Repeating
 from api.stored_files import store_file
 from core.errors import HoneError
-from core.hub_order import HubOrder, Purpose, file_name, require_allowed
+from core.hub_order import Asked, HubOrder, file_name, require_allowed
 from core.logging import get_logger
 from core.settings import Settings
 from core.storage import CHUNK, Storage
@@ -42,18 +41,6 @@ _TOUCH_SECONDS = 5.0
 _MOST_ATTEMPTS = 3
 
 _UNEXPECTED = "The server met an unexpected error. Its log has the details."
-
-
-class Asked(BaseModel):
-    """What an import is to bring, as its row keeps it."""
-
-    dataset: str
-    config: str | None
-    split: str
-    revision: str | None
-    purpose: Purpose
-    columns: dict[str, str]
-    skip_bad_rows: bool
 
 
 class _UnwantedError(Exception):

@@ -8,13 +8,12 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from api.deps import CurrentProject, OnceDep, Parts, PartsDep, ReadSession, WriteSession
-from api.import_runs import Asked
 from api.json_body import StrictJsonRoute
 from api.once import Once
 from api.pagination import After, Listed, Order, Page, fetch_page, page_of
 from core.dataset import FIELDS
 from core.errors import InvalidRequestError, NotFoundError
-from core.hub_order import CONFIG, DATASET, REVISION, SPLIT, Purpose, require_allowed
+from core.hub_order import CONFIG, DATASET, REVISION, SPLIT, Asked, Purpose, require_allowed
 from core.specs import Spec
 from models.base import db_now
 from models.tables import FileImport

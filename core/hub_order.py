@@ -19,10 +19,8 @@ SPLIT = r"^\w+([.-]\w+)*$"
 REVISION = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"
 
 
-class HubOrder(BaseModel):
-    """One split of a dataset, and how its rows become a file's lines."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Asked(BaseModel):
+    """One split of a dataset, and how its rows become a file's lines: what a request asks for."""
 
     dataset: str
     config: str | None
@@ -32,6 +30,13 @@ class HubOrder(BaseModel):
     #: Hone's field -> the dataset's column; empty: the columns have Hone's names.
     columns: dict[str, str]
     skip_bad_rows: bool
+
+
+class HubOrder(Asked):
+    """What was asked for, with the operator's limits and the place of the lines."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     max_line_bytes: int
     max_file_bytes: int
     #: Where the lines go: an open file that the child inherits.

@@ -1,6 +1,6 @@
 """The folder of one attempt: what the child reads and where it writes.
 
-HONE_HOME/work/{job}/{attempt}-{epoch}/
+``work/{job}/{attempt}-{epoch}`` in HONE_HOME:
     lock         held for as long as the attempt lives
     input.json   worker.protocol's TrainingInput or EvaluationInput
     train.jsonl  validation.jsonl  items.jsonl  kept.jsonl  adapter/  resume/

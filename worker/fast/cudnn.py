@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 #: What a plan's samples, longest sample and tokens are rounded up to.
-_SAMPLES, _LONGEST, _TOKENS = 32, 512, 8192
+SAMPLES, LONGEST, _TOKENS = 32, 512, 8192
 #: Names of a plan's tensors.
 _Q, _K, _V, _O, _STATS, _LENGTHS, _AT_QKV, _AT_O, _AT_STATS, _GRAD, _DQ, _DK, _DV = range(1, 14)
 
@@ -52,9 +52,9 @@ class Shape:
 def shape_of(q: Tensor, out: Tensor, samples: int, longest: int, window: int | None) -> Shape:
     """The plan that serves ``q`` [T, heads, head] with as many heads of keys, lying in rows of one width."""
     return Shape(
-        samples=_up(samples, _SAMPLES),
-        longest=_up(longest, _LONGEST),
-        tokens=_up(len(q), _TOKENS),
+        samples=up(samples, SAMPLES),
+        longest=up(longest, LONGEST),
+        tokens=up(len(q), _TOKENS),
         heads=q.shape[1],
         head=q.shape[2],
         window=window,
@@ -218,5 +218,6 @@ def _handle(device: torch.device) -> Any:
         return cudnn.create_handle()
 
 
-def _up(number: int, step: int) -> int:
+def up(number: int, step: int) -> int:
+    """The multiple of ``step`` from ``number`` on."""
     return -(-number // step) * step

@@ -6,22 +6,23 @@ See docs/decisions/0035-small-passes-are-replayed.md.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worker.fast.attention import Row
+from worker.fast.cudnn import LONGEST, SAMPLES, up
 from worker.sequences import IGNORED
 
 #: What tokens are filled up to a multiple of, and twice that above ``_MANY``.
 _TOKENS, _MANY = 128, 4096
-#: What samples, the longest one's tokens, and the trained tokens are: these to that part of all tokens.
-_SAMPLES, _LONGEST, _TRAINED = 32, 512, 8
+#: Trained tokens are filled up to a multiple of that part of all; samples and the longest one as cuDNN's plans have it.
+_TRAINED = 8
 #: Graphs that are kept, those of the sizes that came last; each takes some 10 MB.
 _MOST = 32
 
@@ -52,11 +53,8 @@ class Gradients:
     of_parameters: list[Tensor]
 
 
-class Runner(Protocol):
-    """Runs a pass, forward and backward."""
-
-    def __call__(self, one: Pass) -> Gradients:
-        """Loss, hits and gradients."""
+#: Runs a pass, forward and backward.
+Runner = Callable[[Pass], Gradients]
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,12 @@ class Size:
     def of(cls, one: Pass) -> "Size":
         """The smallest size with room for ``one``, one more sample, and at least one more token."""
         tokens = one.input_ids.numel() + 1
-        tokens = _up(tokens, _TOKENS if tokens <= _MANY else 2 * _TOKENS)
+        tokens = up(tokens, _TOKENS if tokens <= _MANY else 2 * _TOKENS)
         return cls(
             tokens=tokens,
-            trained=_up(len(one.targets), max(1, tokens // _TRAINED)),
-            samples=_up(len(one.row.lengths) + 1, _SAMPLES),
-            longest=_up(one.row.longest, _LONGEST),
+            trained=up(len(one.targets), max(1, tokens // _TRAINED)),
+            samples=up(len(one.row.lengths) + 1, SAMPLES),
+            longest=up(one.row.longest, LONGEST),
         )
 
 
@@ -193,7 +191,3 @@ class _Recorded:
     inputs: Filled
     graph: Any = None
     seen: bool = False
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step

@@ -190,7 +190,8 @@ class QLoraTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             return loss
         self.ranks.sum_gradients(self.model.parameters())
         hits = torch.stack(self._hits).sum() if self._hits else torch.zeros_like(loss)
-        figures = self.ranks.sum(torch.stack([loss, hits.float(), loss.new_tensor(float(self._trained))]))
+        # Filled on the device: a number that is copied there would wait for the whole step.
+        figures = self.ranks.sum(torch.stack([loss, hits.float(), loss.new_full((), float(self._trained))]))
         if self._fast is not None:
             self._hits, self._trained = [figures[1]], figures[2]
         return figures[0]

@@ -119,7 +119,7 @@ def swiglu_backward(
 @triton.jit
 def dequantize(
     packed, absmax, code, absmax_code, absmax_scale, absmax_offset, out, out_stride, blocks, in_features, programs,
-    adapter, rows, rank, column, NESTED: tl.constexpr, BLOCK: tl.constexpr,
+    adapter, adapter_stride, rows, rank, column, NESTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Base weights by the first ``programs`` programs, the adapter's columns by the others.
 
@@ -145,8 +145,9 @@ def dequantize(
     else:
         number = (program - programs) * (BLOCK * 64) + tl.arange(0, BLOCK * 64)
         inside = number < rows * rank
-        value = tl.load(adapter + number, inside, 0.0)
-        tl.store(out + (number // rank).to(tl.int64) * out_stride + column + number % rank, value, inside)
+        its_row, its_col = (number // rank).to(tl.int64), number % rank
+        value = tl.load(adapter + its_row * adapter_stride + its_col, inside, 0.0)
+        tl.store(out + its_row * out_stride + column + its_col, value, inside)
 
 
 @triton.jit

@@ -142,7 +142,7 @@ def swiglu_backward_(grad: Tensor, gate_up: Tensor, inner: Tensor, a: Tensor) ->
 def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor | None = None, column: int = 0) -> None:
     """Write 4-bit weights to the first columns of ``out`` [out, …], and ``adapter`` [out, r] from ``column`` on.
 
-    In ``out``'s type. Blocks of 64 weights must not cross rows.
+    In ``out``'s type. Blocks of 64 weights must not cross rows; ``adapter`` may be columns of a wider tensor.
     """
     if not packed.is_cuda:
         reference.dequantize(packed, state, out, adapter, column)
@@ -152,13 +152,14 @@ def dequantize(packed: Tensor, state: QuantState, out: Tensor, adapter: Tensor |
     rows, in_features = state.shape
     blocks = rows * in_features // 64
     nested = bool(state.nested)
-    rank = adapter.shape[1] if adapter is not None else 0
+    more_columns = out[:, :0] if adapter is None else adapter
+    rank = more_columns.shape[1]
     programs, more = -(-blocks // _BLOCKS), -(-rows * rank // (_BLOCKS * 64))
     kernels.dequantize[(programs + more,)](
         *(packed, state.absmax, state.code),
         *((state.state2.code, state.state2.absmax, state.offset) if nested else (state.absmax,) * 3),
         *(out, out.stride(0), blocks, in_features, programs),
-        *(adapter if adapter is not None else out, rows, rank, column),
+        *(more_columns, more_columns.stride(0), rows, rank, column),
         NESTED=nested,
         BLOCK=_BLOCKS,
         num_warps=4,

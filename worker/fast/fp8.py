@@ -29,6 +29,11 @@ class Fp8Weights:
     def __init__(self) -> None:
         self._kept: dict[int, _Kept] = {}
 
+    def keep(self, groups: list[Group]) -> None:
+        """As there."""
+        for group in groups:
+            self._of(group)
+
     def forward(self, group: Group, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """As there."""
         group.fill_inner(x)

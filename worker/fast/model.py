@@ -58,7 +58,7 @@ class FastModel:
         base = model.get_base_model()
         self._backbone: Any = base.model
         self._head: Tensor = base.lm_head.weight
-        weights = Fp8Weights() if fp8 else Weights(resident=resident)
+        self._weights = weights = Fp8Weights() if fp8 else Weights(resident=resident)
         self._fp8 = fp8
         window = getattr(base.config, "sliding_window", None)
         if getattr(base.config, "use_sliding_window", True) is False:
@@ -83,6 +83,7 @@ class FastModel:
         """
         one = Pass.of(batch)
         with torch.autocast(self._head.device.type, enabled=False):
+            self._weights.keep(self._groups)
             if torch.is_grad_enabled():
                 loss, hits = _Trained.apply(self, one, *self._parameters)  # type: ignore[no-untyped-call]
             else:
@@ -109,14 +110,14 @@ class FastModel:
         if not self._fp8:
             yield
             return
-        trained, plain = self.blocks[0].weights, Weights(resident=False)
+        plain = Weights(resident=False)
         for block in self.blocks:
             block.weights = plain
         try:
             yield
         finally:
             for block in self.blocks:
-                block.weights = trained
+                block.weights = self._weights
 
     def _there_and_back(self, one: Pass) -> Gradients:
         kept: list[Kept] = []

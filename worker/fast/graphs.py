@@ -5,6 +5,7 @@ which nothing is trained. The first pass of a size runs as it is, the second one
 See docs/decisions/0035-small-passes-are-replayed.md.
 """
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -158,15 +159,16 @@ class Graphs:
 
     def _record(self, filled: Pass) -> Any:
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on meanwhile: only this one may do nothing but launch.
-        graph.capture_begin(self._pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]  # its own alias
-        try:
-            self._into_place(filled)
-        except BaseException:
-            with suppress(RuntimeError):  # that the recording is incomplete
-                graph.capture_end()
-            raise
-        graph.capture_end()
+        with _uncollected():
+            # Other threads go on meanwhile: only this one may do nothing but launch.
+            graph.capture_begin(self._pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]  # its own alias
+            try:
+                self._into_place(filled)
+            except BaseException:
+                with suppress(RuntimeError):  # that the recording is incomplete
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph
 
     def _into_place(self, filled: Pass) -> None:
@@ -174,6 +176,18 @@ class Graphs:
         torch._foreach_copy_(self._gradients, found.of_parameters)
         self._loss.copy_(found.loss)
         self._hits.copy_(found.hits)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's garbage collection: torch ends the process when a pool is freed while it records."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @cache

@@ -1,19 +1,20 @@
 """The Triton kernels against plain torch, and the fast path against the eager one."""
 
+import gc
 import random
 from itertools import accumulate
 
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from core.specs import LoraSpec
 from tests.worker.test_train import TRAINING, make_job, run
 from worker.environment import fast_fp8
 from worker.fast import attention, cudnn, ops, reference
 from worker.fast.attention import Row
-from worker.fast.graphs import Pass
+from worker.fast.graphs import Graphs, Pass
 from worker.fast.model import FastModel
 from worker.protocol import Event, ExitCode
 from worker.sequences import IGNORED, collate
@@ -27,6 +28,27 @@ def on_the_gpu():
     torch.manual_seed(0)
     with torch.device("cuda"):
         yield
+
+
+def make_batch(rows, ignored=0):
+    """Of samples' tokens, the first ones of each untrained."""
+    batch = collate([{"input_ids": ids, "labels": [IGNORED] * ignored + ids[ignored:]} for ids in rows])
+    return {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+
+
+def make_model(folder):
+    """In 4 bits, with an adapter that does something."""
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    base = LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, device_map="cuda", quantization_config=quantization
+    )
+    model = add_adapter(base, LoraSpec(dropout=0.0), name="tiny", seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
 
 
 @pytest.mark.parametrize("width", [576, 4096, 8192])
@@ -81,8 +103,10 @@ def test_backward_swiglu(width, rank):
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_dequantization_is_bitsandbytes_own(nested, kind):
-    weights, adapter = torch.randn(96, 576, dtype=torch.bfloat16), torch.randn(96, 24, dtype=torch.bfloat16)
+@pytest.mark.parametrize("wide", [24, 64])
+def test_dequantization_is_bitsandbytes_own(nested, kind, wide):
+    weights = torch.randn(96, 576, dtype=torch.bfloat16)
+    adapter = torch.randn(96, wide, dtype=torch.bfloat16)[:, :24]
     packed, state = quantize_4bit(weights, blocksize=64, compress_statistics=nested, quant_type=kind)
     out = torch.zeros(96, 640, dtype=torch.bfloat16)
     ops.dequantize(packed, state, out, adapter, 600)
@@ -190,8 +214,7 @@ def test_a_replayed_pass_gives_what_the_kernels_one_by_one_give(kind, fp8):
     generator = random.Random(0)
     for number in range(5):
         rows = [[generator.randrange(300) for _ in range(length)] for length in (130 - 20 * number, 90, 21 + number)]
-        batch = collate([{"input_ids": ids, "labels": [IGNORED] * number + ids[number:]} for ids in rows])
-        batch = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+        batch = make_batch(rows, ignored=number)
         want = fast._there_and_back(Pass.of(batch))
         model.zero_grad()
         loss, hits = fast.loss(batch)
@@ -203,6 +226,54 @@ def test_a_replayed_pass_gives_what_the_kernels_one_by_one_give(kind, fp8):
         assert torch.linalg.norm(found - wanted) < (0.2 if fp8 else 0.03) * torch.linalg.norm(wanted)
     recorded = [one for one in fast._graphs._sizes.values() if one.graph is not None]
     assert recorded, "no pass was recorded"
+
+
+@pytest.mark.skipif(not fast_fp8(), reason="needs Hopper")
+def test_what_is_trained_in_8_bits_is_validated_in_16(tiny_llama):
+    model, batch = make_model(tiny_llama), make_batch([list(range(5, 45)), list(range(100, 170))])
+    fp8 = FastModel(model, fp8=True)
+    fp8.loss(batch)[0].backward()
+    with torch.no_grad():
+        torch.testing.assert_close(fp8.loss(batch), FastModel(model).loss(batch))
+
+
+def test_no_garbage_is_collected_while_a_pass_is_recorded(tiny_llama):
+    """The pool of a model that was given up, freed by the collector in a recording, ended the process."""
+    fast = FastModel(make_model(tiny_llama))
+    batch = make_batch([list(range(5, 45))])
+    collects = []
+
+    def run(one):
+        collects.append(gc.isenabled())
+        return fast._there_and_back(one)
+
+    graphs = Graphs(run, fast._parameters, torch.device("cuda:0"))
+    with torch.no_grad():
+        for _ in range(3):
+            graphs(Pass.of(batch))
+    assert collects == [True, False]  # once launched, once recorded, once replayed
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("fp8", [False, pytest.param(True, marks=pytest.mark.skipif(not fast_fp8(), reason="no fp8"))])
+def test_weights_that_are_kept_do_not_lie_among_the_passes_tensors(fp8, tiny_llama):
+    """A first pass that made them left 20 GB in pieces, and the memory ran out at the first longer one."""
+    fast = FastModel(make_model(tiny_llama), resident=not fp8, fp8=fp8)
+    fast.loss(make_batch([list(range(5, 45))]))[0].backward()
+
+    def pool(tensor):
+        segments = torch.cuda.memory_snapshot()
+        return next(
+            one["segment_pool_id"]
+            for one in segments
+            if one["address"] <= tensor.data_ptr() < one["address"] + one["total_size"]
+        )
+
+    kept = [one.by_out[0] if fp8 else one for one in fast._weights._kept.values()]
+    assert len(kept) == len(fast._groups)
+    assert {pool(one) for one in kept} == {(0, 0)}
+    with fast._graphs.inside():
+        assert pool(torch.zeros(1000, device="cuda")) == fast._graphs._pool.id
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

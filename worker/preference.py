@@ -1,7 +1,7 @@
 """Preference tuning, start to end: DPO (arXiv 2305.18290) on pairs of answers, with QLoRA.
 
-The twin of ``worker.train`` for jobs whose method is dpo; it is started by it. What is common is taken from there:
-settings, base model, adapter, checkpoints, lines and artifacts.
+The twin of ``worker.train`` for jobs whose method is dpo; it is started by it. What both do before they have a trainer
+is ``worker.start``'s.
 """
 
 import random
@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import pstdev
 from typing import Any
 
 import torch
@@ -21,30 +20,20 @@ from trl import DPOConfig, DPOTrainer
 
 from core.dataset import Sample
 from core.errors import TrainingError
-from core.resolve import Facts, Resolved, resolve
-from core.shape import read_shape
+from core.resolve import Resolved, resolve
 from core.specs import FineTuneSpec, PromptTemplate
 from worker import pulse
 from worker.artifacts import save
-from worker.base_models import Bases, Wanted, default_template, load_config, load_tokenizer, loading, locate
+from worker.base_models import Bases, load_config, load_tokenizer
 from worker.checkpoints import checkpoint_step, write_manifest
 from worker.clock import Clock
-from worker.environment import (
-    available_memory,
-    device,
-    fast_bfloat16,
-    forget_peak_memory,
-    hardware,
-    peak_memory,
-    versions,
-)
-from worker.gpu_lock import hold_gpu
-from worker.model_report import model_report
+from worker.environment import available_memory, forget_peak_memory, peak_memory
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.prompts import encode_samples
-from worker.protocol import Done, Event, ExitCode, LineWriter, Started, TrainingInput
+from worker.protocol import Done, ExitCode, LineWriter, Started, TrainingInput
 from worker.sequences import read_file
-from worker.trainer import adapters_kept, add_adapter, shared_arguments, use_one_gpu
+from worker.start import adapt_base, choose_template, gather_facts, make_ready
+from worker.trainer import adapters_kept, shared_arguments, use_one_gpu
 from worker.wandb_log import NOBODY, Watcher
 
 #: TRL's figures of a batch that are kept, each a mean over its pairs.
@@ -142,9 +131,7 @@ def prepare(job: TrainingInput) -> Prepared:
     spec = job.spec
     tokenizer = load_tokenizer(job.base_model, job.cache)
     config = load_config(job.base_model, job.cache)
-    template = spec.hone.data.prompt_template
-    if template == "auto":
-        template = default_template(job.base_model, tokenizer)
+    template = choose_template(job, tokenizer)
 
     def encoded(path: Path) -> list[Pair]:
         samples = read_file(path, job.max_line_bytes)
@@ -155,28 +142,16 @@ def prepare(job: TrainingInput) -> Prepared:
         training, validation = pairs, encoded(job.validation_file)
     else:
         training, validation = hold_out(pairs, spec.hone.data.validation_fraction, spec.seed)
-    lengths = sorted(pair.length for pair in training)
-    facts = Facts(
-        train_samples=len(lengths),
-        mean_tokens=sum(lengths) / len(lengths),
-        p90_tokens=lengths[int(0.9 * (len(lengths) - 1))],
-        longest_tokens=lengths[-1],
-        deviation_tokens=pstdev(lengths),
-        context_length=config.max_position_embeddings,
-        shape=read_shape(config.to_dict()),
-        available_memory=available_memory(),
-        device=device(),
-        fast_bfloat16=fast_bfloat16(),
-        fast_path=False,  # its loss is the supervised one
-        prompt_template=template,
-    )
+    lengths = [pair.length for pair in training]
+    # The fast path's loss is the supervised one.
+    facts = gather_facts(lengths, config, template, memory=available_memory(), fast_path=False)
     resolved = resolve(spec, facts, job.plan)
     train = to_dataset(training, resolved.max_seq_length)
     held = to_dataset(validation, resolved.max_seq_length) if validation else None
     report = {
         "train_samples": len(train),
         "validation_samples": len(held) if held is not None else 0,
-        "tokens": {"mean": round(facts.mean_tokens, 1), "longest": lengths[-1], "total": sum(lengths)},
+        "tokens": {"mean": round(facts.mean_tokens, 1), "longest": facts.longest_tokens, "total": sum(lengths)},
         "max_seq_length": resolved.max_seq_length,
         "cut_samples": sum(length > resolved.max_seq_length for length in lengths),
         "dropped_samples": len(lengths) - len(train),
@@ -303,30 +278,16 @@ def train(
     clock = Clock()
 
     # 1. The pairs, and the settings that follow from them and from the GPU's free memory.
-    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked):
+    if not make_ready(job, lines, stop, clock):
         return ExitCode.STOPPED
-    with clock.spending("fetch"):
-        locate(job.base_model, job.cache)
-    lines.send(Event(message="Preparing the data"))
     data = prepare(job)
     resolved = data.resolved
 
     # 2. The base model in 4 bits, and a fresh adapter in float32.
     if stop.asked:
         return ExitCode.STOPPED
-    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, resolved.precision)
-    warm = bases.has(wanted)
-    lines.send(Event(message=loading(job.spec.model, warm=warm)))
-    with clock.spending("load"):
-        base = bases.lend(wanted)
-    base.config.use_cache = False
-    model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
-    report = {
-        "model": model_report(model),
-        "dataset": data.report,
-        "hardware": hardware(),
-        "versions": versions(),
-    }
+    adapted = adapt_base(job, resolved, bases, lines, clock)
+    model, report = adapted.model, {**adapted.report, "dataset": data.report}
 
     # 3. The trainer.
     progress = ProgressCallback(lines, resolved.total_steps, watcher)
@@ -353,7 +314,7 @@ def train(
 
     # 5. The artifacts.
     report["run"] = {
-        **clock.report(warm=warm),
+        **clock.report(warm=adapted.warm),
         "peak_memory": peak_memory(),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),
     }

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import pstdev
 from typing import Any
 
 from datasets import Dataset
@@ -23,33 +22,23 @@ from transformers import PreTrainedTokenizerBase
 
 from core.disk import disk_full
 from core.errors import HoneError
-from core.resolve import Facts, Resolved, resolve
-from core.shape import ModelShape, read_shape
-from core.specs import FineTuneSpec, Precision
+from core.resolve import Resolved, resolve
+from core.shape import ModelShape
+from core.specs import FineTuneSpec
 from worker.artifacts import save
-from worker.base_models import FRESH, Bases, Wanted, default_template, load_config, load_tokenizer, loading, locate
+from worker.base_models import FRESH, Bases, load_config, load_tokenizer
 from worker.checkpoints import checkpoint_step
 from worker.clock import Clock
-from worker.environment import (
-    available_memory,
-    device,
-    fast_bfloat16,
-    fast_fp8,
-    forget_peak_memory,
-    hardware,
-    peak_memory,
-    versions,
-)
+from worker.environment import available_memory, forget_peak_memory, peak_memory
 from worker.fast.model import FastModel, uncovered, uncovered_kind
-from worker.gpu_lock import hold_gpu
-from worker.model_report import model_report
 from worker.progress import ProgressCallback, StopCallback, StopRequest
 from worker.protocol import Done, Event, ExitCode, Failed, LineWriter, Started, TrainingInput, take_stdout
 from worker.ranks import ALONE, Ranks, gathered
 from worker.running_plan import RunningPlan
 from worker.selection import restore, watch
 from worker.sequences import Sequences, encode, hold_out, length_report, read_file, to_dataset
-from worker.trainer import QLoraTrainer, add_adapter, make_config
+from worker.start import adapt_base, choose_template, gather_facts, make_ready
+from worker.trainer import QLoraTrainer, make_config
 from worker.wandb_log import NOBODY, Watcher, watching
 
 
@@ -71,9 +60,7 @@ def prepare(job: TrainingInput, ranks: Ranks = ALONE) -> Prepared:
     spec = job.spec
     tokenizer = load_tokenizer(job.base_model, job.cache)
     config = load_config(job.base_model, job.cache)
-    template = spec.hone.data.prompt_template
-    if template == "auto":
-        template = default_template(job.base_model, tokenizer)
+    template = choose_template(job, tokenizer)
 
     def encoded(path: Path) -> Any:
         return encode(read_file(path, job.max_line_bytes), template, tokenizer, spec.hone.data.system_prompt)
@@ -82,30 +69,18 @@ def prepare(job: TrainingInput, ranks: Ranks = ALONE) -> Prepared:
         sequences = Sequences(encoded(job.train_file), encoded(job.validation_file))
     else:
         sequences = hold_out(encoded(job.train_file), spec.hone.data.validation_fraction, spec.seed)
-    lengths, shape = sorted(sequences.lengths), read_shape(config.to_dict())
-    resolved = resolve(
-        spec,
-        Facts(
-            train_samples=len(lengths),
-            mean_tokens=sum(lengths) / len(lengths),
-            p90_tokens=lengths[int(0.9 * (len(lengths) - 1))],
-            longest_tokens=lengths[-1],
-            deviation_tokens=pstdev(lengths),
-            context_length=config.max_position_embeddings,
-            shape=shape,
-            available_memory=-ranks.largest([-available_memory()])[0],
-            device=device(),
-            fast_bfloat16=fast_bfloat16(),
-            fast_path=uncovered_kind(config) is None,
-            fast_fp8=fast_fp8(),
-            prompt_template=template,
-        ),
-        job.plan,
+    facts = gather_facts(
+        sequences.lengths,
+        config,
+        template,
+        memory=-ranks.largest([-available_memory()])[0],
+        fast_path=uncovered_kind(config) is None,
     )
+    resolved = resolve(spec, facts, job.plan)
     train = to_dataset(sequences.train, resolved.max_seq_length)
     validation = to_dataset(sequences.validation, resolved.max_seq_length) if sequences.validation else None
     report = length_report(sequences, train, validation, resolved.max_seq_length)
-    return Prepared(tokenizer, sequences, train, validation, resolved, shape, report)
+    return Prepared(tokenizer, sequences, train, validation, resolved, facts.shape, report)
 
 
 def train(
@@ -121,31 +96,16 @@ def train(
     clock = Clock()
 
     # 1. The data, and the settings that follow from it and from the GPU's free memory.
-    if not hold_gpu(lambda message: lines.send(Event(message=message)), lambda: stop.asked):
+    if not make_ready(job, lines, stop, clock):
         return ExitCode.STOPPED
-    with clock.spending("fetch"):
-        locate(job.base_model, job.cache)
-    lines.send(Event(message="Preparing the data"))
     data = prepare(job, ranks)
     resolved = data.resolved
 
     # 2. The base model in 4 bits, and a fresh adapter in float32.
     if stop.asked:
         return ExitCode.STOPPED
-    as_loaded: Precision = "bfloat16" if resolved.precision == "fp8" else resolved.precision
-    wanted = Wanted(job.base_model, job.cache, job.spec.hone.quantization, as_loaded)
-    warm = bases.has(wanted)
-    lines.send(Event(message=loading(job.spec.model, warm=warm)))
-    with clock.spending("load"):
-        base = bases.lend(wanted)
-    base.config.use_cache = False
-    model = add_adapter(base, job.spec.hone.lora, name=job.spec.model, seed=job.spec.seed)
-    report = {
-        "model": model_report(model),
-        "dataset": data.dataset_report,
-        "hardware": hardware(),
-        "versions": versions(),
-    }
+    adapted = adapt_base(job, resolved, bases, lines, clock)
+    model, report = adapted.model, {**adapted.report, "dataset": data.dataset_report}
 
     # 3. The trainer, on the fast path where it covers the model.
     plan = RunningPlan(job.spec, data.shape, resolved, lines)
@@ -187,7 +147,7 @@ def train(
 
     # 5. The artifacts.
     report["run"] = {
-        **clock.report(warm=warm),
+        **clock.report(warm=adapted.warm),
         "peak_memory": peak_memory(),
         "memory": plan.report(peak_memory()),
         "trained_tokens": int(trainer.state.num_input_tokens_seen),

@@ -1,8 +1,8 @@
 """Files: upload, the list, and what is in a dataset."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from api import files, imports
 from api.dashboard.job_form import refusal_of
 from api.dashboard.page import PageRoute, ViewerDep, go_to, page
-from api.dashboard.preflight_pages import choose, context_of
+from api.dashboard.preflight_pages import ChoiceDep, context_of
 from api.deps import Parts, PartsDep, ReadSession, StorageDep
 from api.file_access import get_file
 from api.imports import ImportRequest
@@ -20,7 +20,6 @@ from api.once import Once
 from api.pagination import After, fetch_page
 from api.uploads import read_form, store_upload
 from core.errors import HoneError
-from core.specs import Auto, PromptTemplate
 from models.base import db_now
 from models.tables import File, FileImport, Job
 
@@ -145,17 +144,13 @@ def file_page(
     viewer: ViewerDep,
     parts: PartsDep,
     session: ReadSession,
-    model: Annotated[str | None, Query(max_length=256)] = None,
-    template: Auto | PromptTemplate = "auto",
-    max_seq_length: Annotated[str, Query(max_length=9)] = "auto",
-    validation_file: Annotated[str | None, Query(max_length=64)] = None,
+    choice: ChoiceDep,
 ) -> Response:
     """One file; of a dataset, what is in it."""
     file = get_file(session, viewer.project_id, file_id)
     made_by = session.get(Job, file.job_id) if file.job_id else None
     if file.purpose != "fine-tune":
         return page(request, "file.html", file=file, made_by=made_by)
-    choice = choose(parts, model, template, max_seq_length, validation_file)
     context = context_of(parts, session, viewer, file, choice)
     return page(request, "dataset.html", made_by=made_by, **context)
 

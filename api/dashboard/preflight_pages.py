@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -95,6 +95,9 @@ def choose(
     return Choice(model or _default_model(parts), template, length, validation_file or None)
 
 
+ChoiceDep = Annotated[Choice, Depends(choose)]
+
+
 def _default_model(parts: Parts) -> str:
     names = sorted(parts.catalogue)
     return next((name for name in names if parts.cards.find(name) is not None), names[0] if names else "")
@@ -138,13 +141,9 @@ def preflight_part(
     viewer: ViewerDep,
     parts: PartsDep,
     session: ReadSession,
-    model: Annotated[str | None, Query(max_length=256)] = None,
-    template: Auto | PromptTemplate = "auto",
-    max_seq_length: Annotated[str, Query(max_length=9)] = "auto",
-    validation_file: Annotated[str | None, Query(max_length=64)] = None,
+    choice: ChoiceDep,
 ) -> Response:
     """The preflight alone, which a page asks for while it runs and when its form changes."""
-    choice = choose(parts, model, template, max_seq_length, validation_file)
     file = get_file(session, viewer.project_id, file_id)
     return page(request, "preflight.html", **context_of(parts, session, viewer, file, choice))
 
@@ -156,13 +155,10 @@ def sample_part(
     viewer: ViewerDep,
     parts: PartsDep,
     session: ReadSession,
+    choice: ChoiceDep,
     n: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
-    model: Annotated[str | None, Query(max_length=256)] = None,
-    template: Auto | PromptTemplate = "auto",
-    max_seq_length: Annotated[str, Query(max_length=9)] = "auto",
 ) -> Response:
     """One sample token by token; people count from 1."""
-    choice = choose(parts, model, template, max_seq_length)
     shown, refusal = None, None
     try:
         shown = preflight.preview_sample(

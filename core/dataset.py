@@ -6,7 +6,8 @@ Four formats, told apart by their keys; one file has one format:
 - completion: ``{"prompt", "completion"}``;
 - instruction: ``{"instruction", "input"?, "output"}``;
 - preference (for DPO): ``{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}``, the
-  outputs each one message of the assistant.
+  outputs each one message of the assistant; or, as TRL has them, ``{"prompt"?, "chosen", "rejected"}``: texts, or lists
+  of messages, of which the answers' may begin with the prompt's.
 
 The API checks an upload with this module and the worker reads it with the same, so what was accepted can be read.
 """
@@ -23,15 +24,16 @@ from core.records import open_records, parse_line, read_lines
 Role = Literal["system", "user", "assistant"]
 Format = Literal["chat", "completion", "instruction", "preference"]
 
-#: Keys that tell a format, the required ones first.
-_KEYS: dict[Format, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "chat": (("messages",), ()),
-    "completion": (("prompt", "completion"), ()),
-    "instruction": (("instruction", "output"), ("input",)),
-    "preference": (("preferred_output", "non_preferred_output", "input"), ()),
-}
+#: Formats with the keys that tell them, the required ones first; preferences are written in two ways.
+_KEYS: tuple[tuple[Format, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("chat", ("messages",), ()),
+    ("preference", ("preferred_output", "non_preferred_output", "input"), ()),
+    ("preference", ("chosen", "rejected"), ("prompt",)),
+    ("completion", ("prompt", "completion"), ()),
+    ("instruction", ("instruction", "output"), ("input",)),
+)
 #: Every field that a format has.
-FIELDS = tuple(dict.fromkeys(key for required, optional in _KEYS.values() for key in (*required, *optional)))
+FIELDS = tuple(dict.fromkeys(key for _, required, optional in _KEYS for key in (*required, *optional)))
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SHOWN_PROBLEMS = 20
 
@@ -118,14 +120,14 @@ def _json_type(value: Any) -> str:
 
 
 def _detect(record: dict[str, Any]) -> Format:
-    for name, (required, _) in _KEYS.items():
+    for name, required, _ in _KEYS:
         if required[0] in record:
             return name
     raise _LineError(
         None,
         f"has none of the known formats (keys: {', '.join(key[:40] for key in sorted(record)[:8]) or 'none'})",
         "Use 'messages', or 'prompt' and 'completion', or 'instruction', 'input' and 'output'; for DPO 'input', "
-        "'preferred_output' and 'non_preferred_output'.",
+        "'preferred_output' and 'non_preferred_output', or 'prompt', 'chosen' and 'rejected'.",
         "unknown_format",
     )
 
@@ -135,7 +137,7 @@ def fields_among(columns: Collection[str], named: Collection[str] = ()) -> tuple
 
     ``named``: fields that the format must have; optional ones are told only if they are named, or nothing is.
     """
-    for required, optional in _KEYS.values():
+    for _, required, optional in _KEYS:
         if all(key in columns for key in required) and all(key in (*required, *optional) for key in named):
             return (*required, *(key for key in optional if not named or key in named))
     return ()
@@ -146,7 +148,7 @@ def to_sample(record: dict[str, Any], format: Format) -> Sample:
     if format == "chat":
         return Sample(_chat(record), "chat")
     if format == "preference":
-        return _preference(record)
+        return _preference(record) if "preferred_output" in record else _comparison(record)
     if format == "completion":
         prompt = Message("user", _text(record, "prompt", "prompt"))
         return Sample((prompt, Message("assistant", _text(record, "completion", "completion"), True)), "completion")
@@ -192,6 +194,34 @@ def _preference(record: dict[str, Any]) -> Sample:
             "non_preferred_output", "is the same as preferred_output", "Remove the line, or give another answer."
         )
     return Sample((*prompt, preferred), "preference", rejected)
+
+
+def _comparison(record: dict[str, Any]) -> Sample:
+    """A preference as TRL writes it: two conversations that differ in the last message."""
+    chosen, rejected = (_conversation(record, key, "assistant") for key in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        reason = "continues another conversation than chosen"
+        raise _LineError("rejected", reason, "Let the two differ in their last message alone.")
+    if chosen[-1].content == rejected[-1].content:
+        raise _LineError("rejected", "is the same as chosen", "Remove the line, or give another answer.")
+    prompt = chosen[:-1] or _conversation(record, "prompt", "user")
+    if prompt[-1].role != "user":
+        where = f"chosen[{len(prompt) - 1}].role"
+        raise _LineError(where, f"is the {prompt[-1].role}'s", "Put the user's message before the answer.")
+    return Sample((*prompt, chosen[-1]), "preference", rejected[-1])
+
+
+def _conversation(record: dict[str, Any], key: str, last: Literal["user", "assistant"]) -> tuple[Message, ...]:
+    """A text as the one message of ``last``, or a list of messages that ends with one; only an answer is trained."""
+    turns = record.get(key)
+    if not isinstance(turns, list):
+        return (Message(last, _text(record, key, key), trained=last == "assistant"),)
+    if not turns:
+        raise _LineError(key, "is a list without messages", f"End with the {last}'s message.")
+    *before, end = [_turn(turn, f"{key}[{at}]") for at, turn in enumerate(turns)]
+    if end.role != last:
+        raise _LineError(f"{key}[{len(before)}].role", f"is the {end.role}'s", f"End with the {last}'s message.")
+    return (*(replace(one, trained=False) for one in before), replace(end, trained=last == "assistant"))
 
 
 def _output(record: dict[str, Any], key: str) -> Message:
@@ -268,7 +298,8 @@ def _printable(text: str) -> str:
 
 def _require_format(report: DatasetReport, record: dict[str, Any]) -> None:
     found = report.format or _detect(record)
-    missing = [key for key in _KEYS[found][0] if key not in record]  # type: ignore[index]  # a Format by now
+    ways = [required for name, required, _ in _KEYS if name == found]
+    missing = [key for key in next((way for way in ways if way[0] in record), ways[0]) if key not in record]
     if missing:
         fix = f"This file's format is '{found}': every line needs it."
         raise _LineError(missing[0], "is missing", fix, "missing_field")

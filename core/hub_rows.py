@@ -168,7 +168,7 @@ def fields_of(order: HubOrder, columns: Collection[str]) -> Fields:
         raise InvalidRequestError(
             f"The dataset '{order.dataset}' has no columns that Hone knows, but: {_listed(columns)}. Known are "
             "messages; prompt and completion; instruction, input and output; input, preferred_output and "
-            "non_preferred_output. Say which is which with 'columns', such as "
+            "non_preferred_output; prompt, chosen and rejected. Say which is which with 'columns', such as "
             '{"prompt": "question", "completion": "answer"}.',
             param="columns",
             code="no_known_columns",

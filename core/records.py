@@ -18,7 +18,7 @@ FileFormat = Literal["jsonl", "json", "csv", "parquet"]
 Record = dict[str, Any]
 
 #: First cells by which a header is told from other text; a CSV has one of these as a column.
-_COLUMNS = {"prompt", "completion", "instruction", "output", "messages"}
+_COLUMNS = {"prompt", "completion", "instruction", "output", "messages", "chosen"}
 #: Columns whose cells hold JSON; every other cell is text.
 _JSON_COLUMNS = {"messages", "preferred_output", "non_preferred_output"}
 #: Bytes that are looked at to tell the format: a header of a CSV is shorter.

@@ -209,6 +209,65 @@ def test_what_is_wrong_with_a_preference_is_named(changes, field, words):
     assert words in problem.reason
 
 
+ASKED = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": ASKED, "chosen": [answer("good")], "rejected": [answer("bad")]},
+        {"prompt": ASKED, "chosen": "good", "rejected": "bad"},
+        {"chosen": [*ASKED, answer("good")], "rejected": [*ASKED, answer("bad")], "score_chosen": 8.5},
+        {"prompt": "q", "chosen": [*ASKED, answer("good")], "rejected": [*ASKED, answer("bad")]},
+    ],
+)
+def test_preferences_as_trl_writes_them_are_openais(line):
+    ours = [json.dumps(one).encode() + b"\n" for one in (preference(input={"messages": ASKED}), line)]
+    report = check_training(ours, 2**20)
+    assert (report.format, report.samples, report.problem_count) == ("preference", 2, 0), report.problems
+    wanted, found = read_samples(ours, 2**20)
+    assert found == wanted
+
+
+def test_a_preference_of_texts():
+    (sample,) = read_samples([json.dumps({"prompt": "q", "chosen": "good", "rejected": "bad"}).encode()], 2**20)
+    assert [(one.role, one.content, one.trained) for one in sample.messages] == [
+        ("user", "q", False),
+        ("assistant", "good", True),
+    ]
+    assert sample.rejected.content == "bad"
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "words"),
+    [
+        ({"chosen": "good"}, "rejected", "is missing"),
+        ({"chosen": "good", "rejected": "bad"}, "prompt", "is missing"),
+        ({"prompt": " ", "chosen": "good", "rejected": "bad"}, "prompt", "is empty"),
+        ({"prompt": [], "chosen": "good", "rejected": "bad"}, "prompt", "is a list without messages"),
+        ({"prompt": ASKED[:1], "chosen": "good", "rejected": "bad"}, "prompt[0].role", "is the system's"),
+        ({"prompt": "q", "chosen": 1, "rejected": "bad"}, "chosen", "is a number, not text"),
+        ({"prompt": "q", "chosen": [], "rejected": "bad"}, "chosen", "is a list without messages"),
+        ({"prompt": "q", "chosen": ASKED, "rejected": ASKED}, "chosen[1].role", "is the user's"),
+        ({"prompt": "q", "chosen": "good", "rejected": "good"}, "rejected", "is the same as chosen"),
+        (
+            {"chosen": [*ASKED, answer("good")], "rejected": [ASKED[1], answer("bad")]},
+            "rejected",
+            "continues another conversation than chosen",
+        ),
+        ({"chosen": [answer("a"), answer("b")], "rejected": [answer("a"), answer("c")]}, "chosen[0].role", "assistant"),
+    ],
+)
+def test_what_is_wrong_with_a_preference_of_trl_is_named(line, field, words):
+    (problem,) = check_training([json.dumps(line).encode()], 2**20).problems
+    assert problem.field == field
+    assert words in problem.reason
+
+
 def test_a_file_of_preferences_has_no_other_lines():
     chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     lines = b"\n".join(json.dumps(line).encode() for line in (preference(), chat))

@@ -150,6 +150,20 @@ def test_optional_fields_of_later_rows_are_kept(hub: FakeHub):
     assert records(carry_out(hub)[1]) == rows
 
 
+def test_preferences_are_taken_as_trl_writes_them(hub: FakeHub):
+    turns = {name: [{"role": "user", "content": "q"}, {"role": "assistant", "content": name}] for name in "ab"}
+    row = {"prompt": "q", "prompt_id": "1", "chosen": turns["a"], "rejected": turns["b"], "score_chosen": 8.0}
+    wanted = {"prompt": "q", "chosen": turns["a"], "rejected": turns["b"]}
+    hub.add("org/data", {"train.parquet": parquet([row] * 3)})
+    told, content = carry_out(hub)
+    assert records(content) == [wanted] * 3
+    assert told["done"]["report"]["format"] == "preference"
+    hub.add("org/data", {"train.parquet": parquet([{**row, "messages": turns["a"]}])})
+    assert records(carry_out(hub)[1]) == [{"messages": turns["a"]}]
+    _, content = carry_out(hub, columns={"chosen": "chosen", "rejected": "rejected"})
+    assert records(content) == [{"chosen": turns["a"], "rejected": turns["b"]}]
+
+
 def test_fields_that_are_not_named_keep_their_columns(hub: FakeHub):
     rows = [{"instruction": "a", "input": "not this", "response": "b", "output": "c", "messages": "m"}]
     hub.add("org/data", {"train.jsonl": jsonl(rows)})

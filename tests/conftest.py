@@ -126,18 +126,22 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings(home=tmp_path / "home", database_url=database_url, storage_url=(tmp_path / "storage").as_uri())
 
 
+def make_key(database: Database, project: str = "first") -> str:
+    """An API key of a fresh project."""
+    with database.write() as session:
+        return accounts.create_key(session, accounts.create_project(session, project), "test")
+
+
 @pytest.fixture
 def key(database: Database) -> str:
     """An API key of a fresh project."""
-    with database.write() as session:
-        return accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    return make_key(database)
 
 
 @pytest.fixture
 def other_key(database: Database) -> str:
     """An API key of another project."""
-    with database.write() as session:
-        return accounts.create_key(session, accounts.create_project(session, "second"), "test")
+    return make_key(database, "second")
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,9 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from core.settings import Settings
-from models import accounts
 from models.database import Database
 from models.tables import File, Job
-from tests.conftest import postgres_copy
+from tests.conftest import make_key, postgres_copy
 
 # Nothing listens there: the API must do its work without a broker.
 NO_BROKER = "redis://127.0.0.1:1/0"
@@ -132,8 +131,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         else:
             url = stack.enter_context(postgres_copy(request.getfixturevalue("postgres_template")))
         database = Database(url)
-        with database.write() as session:
-            key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+        key = make_key(database)
         app = create_app(small_settings(folder, url))
         client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {key}"})
         yield Shared(stack.enter_context(client), database, folder / "storage")

@@ -7,11 +7,10 @@ from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from models import accounts
 from models.database import Database
 from tests.api.conftest import Shared, small_settings
 from tests.api.driving import CHAT, error_of, upload
-from tests.conftest import _execute
+from tests.conftest import _execute, make_key
 
 TWO_EPOCHS = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
 
@@ -41,8 +40,7 @@ def test_a_postgresql_server_that_goes_away_is_a_503(postgres_url: str, tmp_path
     url = make_url(postgres_url)
     name, server = url.database, url.set(database="postgres").render_as_string(False)
     database = Database(postgres_url)
-    with database.write() as session:
-        key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    key = make_key(database)
     database.dispose()
     app = create_app(small_settings(tmp_path, postgres_url))
     with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as http:
@@ -69,8 +67,7 @@ def test_storage_that_goes_away_is_a_503_and_no_row_stays(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     database = Database(sqlite_url)
-    with database.write() as session:
-        key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    key = make_key(database)
     settings = small_settings(tmp_path, sqlite_url).model_copy(update={"storage_url": "s3://bucket"})
     with TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"}) as http:
         answer = http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a", CHAT)})

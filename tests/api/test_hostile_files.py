@@ -14,10 +14,10 @@ import pytest
 
 from api.main import create_app
 from core.settings import Settings
-from models import accounts
 from models.database import Database
 from tests.api.conftest import NO_BROKER, served
 from tests.api.driving import error_of
+from tests.conftest import make_key
 from tests.waiting import wait_for
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
@@ -108,8 +108,7 @@ def service(tmp_path_factory, sqlite_template) -> Iterator[httpx2.Client]:
     catalogue.write_text("")
     url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'hone.db')}"
     database = Database(url)
-    with database.write() as session:
-        key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    key = make_key(database)
     database.dispose()
     settings = Settings(
         home=folder, database_url=url, storage_url=(folder / "storage").as_uri(), redis_url=NO_BROKER,

@@ -9,6 +9,7 @@ from core.storage import Storage
 from models import accounts
 from tests.api.conftest import Shared
 from tests.api.driving import EVAL, ITEMS, error_of, evaluate, failed_import, run_body, submit, train, upload
+from tests.conftest import make_key
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,7 @@ def theirs(shared: Shared) -> dict[str, Any]:
     permissions = f"/v1/fine_tuning/checkpoints/{model_id}/permissions"
     [permission] = shared.http.post(permissions, json={"project_ids": [third]}).json()["data"]
     [delivery] = shared.http.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries").json()["data"]
-    with shared.database.write() as session:
-        key = accounts.create_key(session, accounts.create_project(session, "second"), "test")
+    key = make_key(shared.database, "second")
     return {
         "headers": {"Authorization": f"Bearer {key}"},
         "file_id": file_id,

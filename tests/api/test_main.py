@@ -7,10 +7,10 @@ import httpx2
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from models import accounts
 from models.database import Database
 from tests.api.conftest import served, small_settings
 from tests.api.driving import CHAT
+from tests.conftest import make_key
 
 
 def test_importing_the_api_imports_neither_torch_nor_transformers():
@@ -66,8 +66,7 @@ def test_sixty_clients_at_once_do_not_starve_each_other_of_threads(sqlite_url: s
     # More than the 40 threads and the 15 connections. A request that needed a second thread while it holds SQLite's
     # write lock would wait for those that wait for it, until the lock's timeout of 30 s.
     database = Database(sqlite_url)
-    with database.write() as session:
-        key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    key = make_key(database)
     headers = {"Authorization": f"Bearer {key}"}
     limits = httpx2.Limits(max_connections=60)
     with (

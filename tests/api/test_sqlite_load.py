@@ -9,11 +9,11 @@ import pytest
 
 from api.main import create_app
 from core.storage import Storage
-from models import accounts
 from models.database import Database
 from models.tables import Job
 from tests.api.conftest import served, small_settings
 from tests.api.driving import CHAT
+from tests.conftest import make_key
 from tests.waiting import wait_for
 from tests.worker.world import stand_in
 from worker.slot import Slot
@@ -29,8 +29,7 @@ def test_requests_and_a_running_job_never_meet_a_locked_database(
 ):
     settings = small_settings(tmp_path, sqlite_url).model_copy(update={"poll_seconds": 0.2, "heartbeat_seconds": 0.1})
     database = Database(sqlite_url)
-    with database.write() as session:
-        key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    key = make_key(database)
     slot = Slot(database, Storage(settings.resolved_storage_url), settings, stand_in(f"steps={STEPS}", "pause=0.01"))
     with served(create_app(settings)) as base_url:
         with httpx2.Client(base_url=base_url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:

@@ -24,12 +24,13 @@ from cli.main import app
 from core.errors import TrainingError
 from core.settings import Settings, get_settings
 from core.storage import Storage
-from models import accounts, lifecycle
+from models import lifecycle
 from models.database import Database
 from models.status import JobStatus
 from models.tables import Job
 from tests.api.conftest import NO_BROKER, served
 from tests.api.driving import ITEMS, claim, evaluate, train
+from tests.conftest import make_key
 from tests.core.test_hub_child import jsonl
 from tests.e2e.service import train_lines
 from tests.hub_server import fake_hub
@@ -56,8 +57,7 @@ def address(tmp_path_factory, sqlite_template, tiny_llama) -> Iterator[tuple[str
     (folder / "catalogue.toml").write_text(f'[tiny]\nsource = "folder"\npath = "{tiny_llama}"\n')
     url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'hone.db')}"
     database = Database(url)
-    with database.write() as session:
-        key = accounts.create_key(session, accounts.create_project(session, "first"), "test")
+    key = make_key(database)
     database.dispose()
     settings = Settings(
         home=folder, database_url=url, storage_url=(folder / "storage").as_uri(), redis_url=NO_BROKER,

@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from api.main import create_app
 from core.settings import Settings
 from core.storage import Storage
-from models import accounts
 from models.database import Database
 from tests.api.conftest import served, small_settings
+from tests.conftest import make_key
 from tests.worker.world import stand_in
 from worker.slot import Slot
 
@@ -34,8 +34,7 @@ class Service:
 
     def key(self, project: str) -> str:
         """A key of a new project."""
-        with self.database.write() as session:
-            return accounts.create_key(session, accounts.create_project(session, project), "test")
+        return make_key(self.database, project)
 
     def drive(self, python: Path) -> dict[str, Any]:
         """The report of one version's client, each of its two kinds in projects of its own."""

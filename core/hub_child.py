@@ -40,15 +40,19 @@ class Progress:
         self._out = out
         self._lock = threading.Lock()
         self._parent = os.getppid()
+        self._over = False
         self._fetched = 0
         self.total_bytes = 0
         self.spool: IO[bytes] | None = None
         self.lines: Lines | None = None
         threading.Thread(target=self._keep_telling, name="progress", daemon=True).start()
 
-    def tell(self, what: dict[str, Any]) -> None:
-        """Write a line."""
+    def tell(self, what: dict[str, Any], *, last: bool = False) -> None:
+        """Write a line, unless the last one is written."""
         with self._lock:
+            if self._over:
+                return
+            self._over = last
             self._out.write(json.dumps(what) + "\n")
             self._out.flush()
 
@@ -72,7 +76,7 @@ class Progress:
             if (now := self.now()) != last:
                 last, since = now, time.monotonic()
             elif time.monotonic() - since > _STALL_SECONDS:
-                self.tell({"error": _STALLED})
+                self.tell({"error": _STALLED}, last=True)
                 os._exit(0)
             self.tell(now)
             time.sleep(_TELL_SECONDS)
@@ -179,16 +183,16 @@ def main(lines: Iterable[str] = sys.stdin) -> int:
         with open(order.out_fd, "wb", closefd=False) as out:
             done = run(order, token, progress, out)
     except HoneError as error:
-        progress.tell(_failure(error))
+        progress.tell(_failure(error), last=True)
         return 0
     except OSError as error:
         full = _full(error, order)
         if full is None:
             raise
-        progress.tell(_failure(full))
+        progress.tell(_failure(full), last=True)
         return 0
     progress.tell(progress.now())
-    progress.tell({"done": done})
+    progress.tell({"done": done}, last=True)
     return 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
 from tests.dashboard.browser import CHROMIUM, chromium, fresh_page, sign_in
 from tests.e2e.service import Service, as_lines, log_of, served, train_lines, write_catalogue
@@ -435,8 +435,20 @@ def violations(page: Page, script: str) -> list[str]:
 
 def test_signing_out_ends_the_session_for_good(page: Page, url: str):
     [cookie] = [cookie for cookie in page.context.cookies() if cookie["name"] == "hone_session"]
+    refreshes: list[Route] = []
+
+    def sign_out(route: Route) -> None:
+        # As the server answers once there is no session: the page must not be loaded again, and lead back to itself.
+        refreshes[0].fulfill(status=204, headers={"HX-Refresh": "true"})
+        route.continue_()
+
+    page.route(f"{url}/jobs/table*", lambda route: refreshes.append(route))  # noqa: PLW0108 - takes no built-in
+    page.route(f"{url}/sign-out", sign_out)
+    with page.expect_request(f"{url}/jobs/table*"):
+        page.goto(f"{url}/?show=running")
     page.get_by_role("button", name="Sign out").click()
     expect(page).to_have_url(f"{url}/sign-in")
+    page.unroute_all()
     page.context.add_cookies([cookie])  # who kept the cookie has nothing
     page.goto(f"{url}/files")
     expect(page).to_have_url(re.compile("/sign-in"))

@@ -37,8 +37,12 @@ document.addEventListener("click", (event) => {
   else toggleTheme();
 });
 
+// While signing out is under way: a part that is refreshed without a session would reload the page, and lead back to it.
+let signingOut = false;
+
 document.addEventListener("submit", (event) => {
   const form = event.target;
+  signingOut ||= form.getAttribute("action") === "/sign-out";
   if (form.dataset.confirm && !confirm(form.dataset.confirm)) {
     event.preventDefault();
     return;
@@ -56,7 +60,9 @@ document.addEventListener("change", (event) => { if (event.target.matches('input
 
 document.addEventListener("htmx:before:request", (event) => {
   const list = event.target.closest?.("[data-live-list]");
-  if (document.hidden || (list && event.target === list && chosen() > 0)) event.preventDefault();
+  if (signingOut || document.hidden || (list && event.target === list && chosen() > 0)) event.preventDefault();
 });
 
-addEventListener("pageshow", countChosen);
+document.addEventListener("htmx:before:response", (event) => { if (signingOut) event.preventDefault(); });
+
+addEventListener("pageshow", () => { signingOut = false; countChosen(); });

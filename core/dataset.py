@@ -204,9 +204,11 @@ def _comparison(record: dict[str, Any]) -> Sample:
         raise _LineError("rejected", reason, "Let the two differ in their last message alone.")
     if chosen[-1].content == rejected[-1].content:
         raise _LineError("rejected", "is the same as chosen", "Remove the line, or give another answer.")
-    prompt = chosen[:-1] or _conversation(record, "prompt", "user")
+    prompt = chosen[:-1]
+    if next((turn.role for turn in prompt if turn.role != "system"), "assistant") == "assistant":  # they go on where it ends
+        prompt = (*_conversation(record, "prompt", "user"), *prompt)
     if prompt[-1].role != "user":
-        where = f"chosen[{len(prompt) - 1}].role"
+        where = f"chosen[{len(chosen) - 2}].role"
         raise _LineError(where, f"is the {prompt[-1].role}'s", "Put the user's message before the answer.")
     return Sample((*prompt, chosen[-1]), "preference", rejected[-1])
 

@@ -233,6 +233,14 @@ def test_preferences_as_trl_writes_them_are_openais(line):
     assert found == wanted
 
 
+def test_answers_of_several_turns_follow_the_prompt():
+    turns = [answer("a"), {"role": "user", "content": "more"}]
+    line = {"prompt": ASKED, "chosen": [*turns, answer("good")], "rejected": [*turns, answer("bad")]}
+    (found,) = read_samples([json.dumps(line).encode()], 2**20)
+    assert [one.content for one in found.messages] == ["s", "q", "a", "more", "good"]
+    assert [one.trained for one in found.messages] == [False, False, False, False, True]
+
+
 def test_a_preference_of_texts():
     (sample,) = read_samples([json.dumps({"prompt": "q", "chosen": "good", "rejected": "bad"}).encode()], 2**20)
     assert [(one.role, one.content, one.trained) for one in sample.messages] == [
@@ -259,7 +267,12 @@ def test_a_preference_of_texts():
             "rejected",
             "continues another conversation than chosen",
         ),
-        ({"chosen": [answer("a"), answer("b")], "rejected": [answer("a"), answer("c")]}, "chosen[0].role", "assistant"),
+        ({"chosen": [answer("a"), answer("b")], "rejected": [answer("a"), answer("c")]}, "prompt", "is missing"),
+        (
+            {"prompt": "q", "chosen": [answer("a"), answer("b")], "rejected": [answer("a"), answer("c")]},
+            "chosen[0].role",
+            "is the assistant's",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_preference_of_trl_is_named(line, field, words):

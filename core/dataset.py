@@ -205,7 +205,8 @@ def _comparison(record: dict[str, Any]) -> Sample:
     if chosen[-1].content == rejected[-1].content:
         raise _LineError("rejected", "is the same as chosen", "Remove the line, or give another answer.")
     prompt = chosen[:-1]
-    if next((turn.role for turn in prompt if turn.role != "system"), "assistant") == "assistant":  # they go on where it ends
+    first = next((turn.role for turn in prompt if turn.role != "system"), "assistant")
+    if first == "assistant":  # the answers go on where the prompt ends
         prompt = (*_conversation(record, "prompt", "user"), *prompt)
     if prompt[-1].role != "user":
         where = f"chosen[{len(chosen) - 2}].role"

@@ -59,7 +59,6 @@ class FastModel:
         self._backbone: Any = base.model
         self._head: Tensor = base.lm_head.weight
         self._weights = weights = Fp8Weights() if fp8 else Weights(resident=resident)
-        self._fp8 = fp8
         window = getattr(base.config, "sliding_window", None)
         if getattr(base.config, "use_sliding_window", True) is False:
             window = None
@@ -107,7 +106,7 @@ class FastModel:
 
     @contextmanager
     def _in_16_bits(self) -> Iterator[None]:
-        if not self._fp8:
+        if not isinstance(self._weights, Fp8Weights):
             yield
             return
         plain = Weights(resident=False)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from tests.conftest import make_key
 from tests.core.test_hub_child import jsonl
 from tests.e2e.service import train_lines
 from tests.hub_server import fake_hub
+from tests.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def dataset(tmp_path) -> Path:
 
 def evaluate_when_queued(hone: Hone) -> None:
     """Be the worker of an evaluation that is about to be ordered."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+
+    def is_queued() -> bool:
         with hone.database.read() as session:
-            if session.scalar(select(Job.id).where(Job.status == JobStatus.QUEUED)) is not None:
-                break
-        time.sleep(0.05)
+            return session.scalar(select(Job.id).where(Job.status == JobStatus.QUEUED)) is not None
+
+    wait_for(is_queued, 120)
     evaluate(hone.database, hone.storage)
 
 

@@ -36,19 +36,24 @@ def make_batch(rows, ignored=0):
     return {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
 
 
+def adapted(base):
+    """With an adapter that does something."""
+    model = add_adapter(base, LoraSpec(dropout=0.0), name="base", seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
 def make_model(folder):
-    """In 4 bits, with an adapter that does something."""
+    """In 4 bits, and adapted."""
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
     base = LlamaForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, device_map="cuda", quantization_config=quantization
     )
-    model = add_adapter(base, LoraSpec(dropout=0.0), name="tiny", seed=0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return adapted(base)
 
 
 @pytest.mark.parametrize("width", [576, 4096, 8192])
@@ -206,10 +211,7 @@ def test_a_replayed_pass_gives_what_the_kernels_one_by_one_give(kind, fp8):
         "head_dim": 64,
     }
     base = Qwen3ForCausalLM(Qwen3Config(**shape)) if kind == "head norms" else LlamaForCausalLM(LlamaConfig(**shape))
-    model = add_adapter(base.to(torch.bfloat16), LoraSpec(dropout=0.0), name="shape", seed=0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+    model = adapted(base.to(torch.bfloat16))
     fast = FastModel(model, fp8=fp8)
     generator = random.Random(0)
     for number in range(5):
